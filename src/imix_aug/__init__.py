@@ -1,0 +1,1 @@
+"""i-Mix for contrastive representation learning in PyTorch."""
