@@ -1,0 +1,48 @@
+"""What every loader returns: two tensors of inputs, two of labels, and the names of the classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+class DataError(Exception):
+    """Bad input: its message is one line that names the file, the column or the option at fault."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Training and test rows as whole tensors, not augmented.
+
+    Tables are (N, F) float32, images (N, C, H, W) uint8, speech (N, samples) float32 at 16 kHz, one second each.
+    Labels are int64 indices into ``classes``. ``groups`` cuts the columns of a table into parts of different kind.
+    """
+
+    name: str
+    train_x: Tensor
+    train_y: Tensor
+    test_x: Tensor
+    test_y: Tensor
+    classes: list[str]
+    groups: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for split in ("train", "test"):
+            x, y = getattr(self, f"{split}_x"), getattr(self, f"{split}_y")
+            if len(x) == 0:
+                raise DataError(f"{self.name}: the {split} split is empty")
+            if len(x) != len(y):
+                raise DataError(f"{self.name}: {len(x)} {split} inputs, but {len(y)} labels")
+            if x.is_floating_point() and not torch.isfinite(x).all():
+                raise DataError(f"{self.name}: the {split} split holds NaN or infinite values")
+        if len(torch.unique(self.train_y)) < 2:
+            raise DataError(f"{self.name}: the training rows are all of one class; a linear probe needs at least two")
+
+    def to(self, device: torch.device | str) -> Dataset:
+        """Move all tensors: the data live where the network does, and no loader stands between."""
+        return replace(
+            self,
+            **{k: getattr(self, k).to(device) for k in ("train_x", "train_y", "test_x", "test_y")},
+        )
