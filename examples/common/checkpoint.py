@@ -1,0 +1,66 @@
+"""Checkpoints that a crash cannot break and that only their own configuration can continue."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+class OtherConfiguration(Exception):
+    """The folder holds a run of another configuration; the message lists the differences."""
+
+
+def write_atomically(path: Path, write) -> None:
+    """Call ``write(file)`` on a new file and rename it: a reader finds the old file or the new, never a half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with scratch.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def save_checkpoint(path: Path, config: dict[str, Any], progress: dict[str, Any], parts: dict[str, Any]) -> None:
+    """Write the state of every part, the random states, and how far the run has come."""
+    state = {
+        "config": config,
+        "progress": progress,
+        "parts": {name: part.state_dict() for name, part in parts.items()},
+        "random": {
+            "cpu": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        },
+    }
+    write_atomically(path, lambda file: torch.save(state, file))
+
+
+def load_checkpoint(path: Path, config: dict[str, Any], parts: dict[str, Any]) -> dict[str, Any]:
+    """Bring every part and the random states back to where they were; refuse another configuration."""
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    refuse_differences(path, state["config"], config)
+    for name, part in parts.items():
+        part.load_state_dict(state["parts"][name])
+    torch.set_rng_state(state["random"]["cpu"])
+    if torch.cuda.is_available() and state["random"]["cuda"]:
+        torch.cuda.set_rng_state_all(state["random"]["cuda"])
+    return state["progress"]
+
+
+def refuse_differences(path: Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Say what differs, key by key, where two configurations are not the same."""
+    missing = object()
+    keys = [key for key in {**saved, **wanted} if saved.get(key, missing) != wanted.get(key, missing)]
+    if keys:
+        differences = ", ".join(
+            f"{key} {saved.get(key, '(none)')} there and {wanted.get(key, '(none)')} here" for key in keys
+        )
+        raise OtherConfiguration(
+            f"{path} is of another configuration: {differences}; give another --out, or --no-resume"
+        )

@@ -1,0 +1,82 @@
+"""The networks: an MLP for tables, a small CNN for small images, torchvision's ResNets for everything else."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+
+class TabularMLP(nn.Module):
+    """The paper's five layers (32w, 32w, 64w, 64w, 128w units), maxout over four sets of units on the last.
+
+    Columns of different kind (``groups``) get a first layer each, whose outputs are added.
+    """
+
+    def __init__(self, groups: tuple[int, ...], width: int = 4) -> None:
+        super().__init__()
+        sizes = [32 * width, 32 * width, 64 * width, 64 * width, 128 * width]
+        self.groups = list(groups)
+        self.first = nn.ModuleList(nn.Linear(columns, sizes[0], bias=False) for columns in groups)
+        self.layer1 = nn.Sequential(nn.BatchNorm1d(sizes[0]), nn.ReLU())
+        self.layer2, self.layer3, self.layer4 = (
+            nn.Sequential(nn.Linear(n, m, bias=False), nn.BatchNorm1d(m), nn.ReLU()) for n, m in pairwise(sizes[:4])
+        )
+        self.layer5 = nn.Sequential(nn.Linear(sizes[3], sizes[4], bias=False), nn.BatchNorm1d(sizes[4]))
+        self.features = sizes[4] // 4
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = x.split(self.groups, dim=1)
+        hidden = self.layer1(torch.stack([layer(part) for layer, part in zip(self.first, parts, strict=True)]).sum(0))
+        hidden = self.layer5(self.layer4(self.layer3(self.layer2(hidden))))
+        return hidden.unflatten(1, (-1, 4)).amax(2)
+
+
+class SmallCNN(nn.Module):
+    """Four convolutions, three poolings: trains on two CPU cores. ``width`` is the channels of the first."""
+
+    def __init__(self, channels: int, width: int = 32) -> None:
+        super().__init__()
+        sizes = [channels, width, 2 * width, 4 * width, 8 * width]
+        self.layer1, self.layer2, self.layer3, self.layer4 = (
+            nn.Sequential(nn.Conv2d(n, m, 3, padding=1, bias=False), nn.BatchNorm2d(m), nn.ReLU())
+            for n, m in pairwise(sizes)
+        )
+        self.pool = nn.MaxPool2d(2)
+        self.features = sizes[-1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool(self.layer1(x))
+        x = self.pool(self.layer2(x))
+        x = self.pool(self.layer3(x))
+        return self.layer4(x).mean((2, 3))
+
+
+def build_resnet(name: str, channels: int, *, small_images: bool) -> nn.Module:
+    """Build a torchvision ResNet without its classifier; small images get the CIFAR stem (3 x 3, no pooling)."""
+    import torchvision
+
+    net = getattr(torchvision.models, name)(weights=None)
+    net.features = net.fc.in_features
+    net.fc = nn.Identity()
+    if small_images:
+        net.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
+        net.maxpool = nn.Identity()
+    elif channels != 3:
+        net.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
+    return net
+
+
+def build_encoder(arch: str, channels: int, size: int, width: int) -> nn.Module:
+    """Build ``cnn`` or a ResNet by torchvision's name for square inputs of ``size`` pixels."""
+    if arch == "cnn":
+        return SmallCNN(channels, width)
+    return build_resnet(arch, channels, small_images=size <= 64)
+
+
+def head(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    """A projection or prediction head: two layers with batch normalisation between."""
+    return nn.Sequential(
+        nn.Linear(inputs, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, outputs)
+    )

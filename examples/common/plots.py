@@ -1,0 +1,40 @@
+"""Pictures of the results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from common.checkpoint import write_atomically
+
+COLOURS = {"none": "#9aa5b1", "mixup": "#2f6fdf", "cutmix": "#e07b39"}
+
+
+def draw_comparison(path: Path, title: str, summary: dict[str, dict[str, tuple[float, float]]]) -> None:
+    """Draw a bar for each mix and metric, with the standard deviation over the seeds."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
+    metrics = list(next(iter(summary.values())))
+    width = 0.8 / len(summary)
+    for i, (mix, values) in enumerate(summary.items()):
+        places = [j + (i - (len(summary) - 1) / 2) * width for j in range(len(metrics))]
+        means, deviations = zip(*(values[metric] for metric in metrics), strict=True)
+        label = "without i-Mix" if mix == "none" else f"i-Mix ({mix})"
+        bars = axes.bar(places, means, width * 0.92, yerr=deviations, capsize=4, label=label, color=COLOURS[mix])
+        axes.bar_label(bars, fmt="%.1f", padding=3, fontsize=9)
+    low = min(m - d for values in summary.values() for m, d in values.values())
+    high = max(m + d for values in summary.values() for m, d in values.values())
+    margin = max(high - low, 1.0)
+    axes.set_ylim(max(0.0, low - 1.5 * margin), min(108.0, high + 0.8 * margin))
+    axes.set_xticks(range(len(metrics)), [metric.replace("_", " ") for metric in metrics])
+    axes.set_ylabel("test accuracy in percent")
+    axes.set_title(title)
+    axes.legend(loc="lower right", framealpha=0.9)
+    save_figure(figure, path)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, whole or not at all."""
+    write_atomically(path, lambda file: FigureCanvasAgg(figure).print_png(file))

@@ -1,0 +1,39 @@
+"""The paper's training recipe: what mixes, what descends, and how fast."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from imix_aug import IMix, InputMix
+
+
+def build_mix(name: str, alpha: float) -> IMix | None:
+    """Build i-Mix by its name on the command line; ``none`` trains without."""
+    return None if name == "none" else IMix(alpha, name)
+
+
+def build_inputmix(others: int) -> Callable[[Tensor], Tensor]:
+    """Build InputMix with so many other rows; 0 leaves the input alone."""
+    return InputMix(others) if others else nn.Identity()
+
+
+def build_optimizer(
+    method: nn.Module, args: argparse.Namespace, steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """SGD whose rate is in proportion to the batch, warms up for ten epochs or a tenth, and falls as a cosine."""
+    trained = [p for p in method.parameters() if p.requires_grad]
+    rate = args.lr * args.batch_size / 256
+    optimizer = torch.optim.SGD(trained, lr=rate, momentum=0.9, weight_decay=args.weight_decay)
+    warmup = max(1, round(steps * min(10 / args.epochs, 0.1)))
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

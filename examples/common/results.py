@@ -1,0 +1,87 @@
+"""What came out: ``results.json``, the table, and ``comparison.png``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+
+import imix_aug
+from common.checkpoint import write_atomically
+from common.cli import configuration
+from common.plots import draw_comparison
+
+METRICS = {"probe_accuracy": "linear probe", "knn_accuracy": "kNN"}
+
+
+class Results:
+    """The runs of one command; written anew after each, so that what is done is never lost."""
+
+    def __init__(self, args: argparse.Namespace, data_name: str) -> None:
+        self.args, self.title = args, f"{data_name}, {args.method}"
+        self.runs: list[dict[str, Any]] = []
+
+    def add(self, mix: str, seed: int, metrics: dict[str, float], seconds: float) -> None:
+        """Note one finished run."""
+        self.runs.append(
+            {
+                "method": self.args.method,
+                "mix": mix,
+                "seed": seed,
+                "metrics": metrics,
+                "config": configuration(self.args, mix, seed),
+                "seconds": round(seconds, 2),
+                "device": str(self.args.device),
+                "versions": {
+                    "python": platform.python_version(),
+                    "torch": torch.__version__,
+                    "imix_aug": imix_aug.__version__,
+                },
+            }
+        )
+        text = json.dumps({"runs": self.runs}, indent=2, default=str) + "\n"
+        write_atomically(self.args.out / "results.json", lambda file: file.write(text.encode()))
+
+    def finish(self) -> None:
+        """Print the table and draw the bars."""
+        print(f"\n{self.title}: accuracy in percent, {self.args.seeds} seed(s)\n")
+        print(format_table(summarize(self.runs)))
+        draw_comparison(self.args.out / "comparison.png", self.title, summarize(self.runs))
+        print(f"\n{self.args.out / 'results.json'}, {self.args.out / 'comparison.png'}")
+
+
+def summarize(runs: list[dict[str, Any]]) -> dict[str, dict[str, tuple[float, float]]]:
+    """Mean and standard deviation in percent of every metric, for every mix."""
+    summary: dict[str, dict[str, tuple[float, float]]] = {}
+    for mix in dict.fromkeys(run["mix"] for run in runs):
+        same = [run["metrics"] for run in runs if run["mix"] == mix]
+        summary[mix] = {}
+        for metric in METRICS:
+            values = [100 * metrics[metric] for metrics in same]
+            summary[mix][metric] = (mean(values), stdev(values) if len(values) > 1 else 0.0)
+    return summary
+
+
+def format_table(summary: dict[str, dict[str, tuple[float, float]]]) -> str:
+    """A table to read: one row a mix, each metric with its gain over ``none``."""
+    rows = [["mix", *(cell for name in METRICS.values() for cell in (name, "gain"))]]
+    for mix, metrics in summary.items():
+        row = [mix]
+        for metric in METRICS:
+            average, deviation = metrics[metric]
+            gain = average - summary["none"][metric][0] if "none" in summary and mix != "none" else None
+            row += [f"{average:.2f} +- {deviation:.2f}", "" if gain is None else f"{gain:+.2f}"]
+        rows.append(row)
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+def run_folder(out: Path, method: str, mix: str, seed: int) -> Path:
+    """Where the checkpoints of one run lie."""
+    return out / "runs" / f"{method}-{mix}-seed{seed}"
