@@ -1,0 +1,159 @@
+"""Refusals: each names the argument, what came and what was wanted. None of them waits for a device."""
+
+import math
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+from imix_aug._labels import VirtualLabels
+
+
+def rows(name: str, value: object, like: Tensor | None = None, like_name: str = "query") -> Tensor:
+    """Accept a non-empty floating-point matrix with the width, dtype and device of ``like``."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor (N, D), got {_kind(value)}")
+    if not value.is_floating_point():
+        raise TypeError(f"{name} must be floating-point, got {value.dtype}")
+    if value.dim() != 2:
+        raise ValueError(f"{name} must have shape (N, D), got {tuple(value.shape)}")
+    if like is None:
+        if value.shape[0] == 0 or value.shape[1] == 0:
+            raise ValueError(f"{name} must have at least one row and one column, got shape {tuple(value.shape)}")
+        return value
+    if value.device != like.device:
+        raise ValueError(f"{name} must be on the device of {like_name}, {like.device}, got {value.device}")
+    if value.dtype != like.dtype and not torch.is_autocast_enabled(like.device.type):
+        raise TypeError(f"{name} must have the dtype of {like_name}, {like.dtype}, got {value.dtype}")
+    if value.shape[1] != like.shape[1]:
+        raise ValueError(
+            f"{name} must have as many columns as {like_name}, {like.shape[1]}, got shape {tuple(value.shape)}"
+        )
+    return value
+
+
+def paired_rows(name: str, value: object, like: Tensor, like_name: str = "query") -> Tensor:
+    """Accept a matrix of the very shape, dtype and device of ``like``."""
+    matrix = rows(name, value, like, like_name)
+    if matrix.shape != like.shape:
+        raise ValueError(f"{name} must have the shape of {like_name}, {tuple(like.shape)}, got {tuple(matrix.shape)}")
+    return matrix
+
+
+def labels(value: object, n: int, device: torch.device) -> VirtualLabels | None:
+    """Accept None, or virtual labels of ``n`` rows on ``device``."""
+    if value is None:
+        return None
+    if not isinstance(value, VirtualLabels):
+        raise TypeError(f"labels must be VirtualLabels or None, got {_kind(value)}")
+    for name, leaf in zip(("labels.lam", "labels.partner"), value, strict=True):
+        if not isinstance(leaf, Tensor):
+            raise TypeError(f"{name} must be a tensor (N,), got {_kind(leaf)}")
+        if leaf.shape != (n,):
+            raise ValueError(f"{name} must have shape ({n},), one entry a row, got {tuple(leaf.shape)}")
+        if leaf.device != device:
+            raise ValueError(f"{name} must be on the device of the rows, {device}, got {leaf.device}")
+    if not value.lam.is_floating_point():
+        raise TypeError(f"labels.lam must be floating-point, got {value.lam.dtype}")
+    if value.partner.dtype != torch.int64:
+        raise TypeError(f"labels.partner must be int64, got {value.partner.dtype}")
+    return value
+
+
+def classes(value: object, n: int, device: torch.device) -> Tensor:
+    """Accept a vector of ``n`` integers on ``device``."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"classes must be a tensor (N,), got {_kind(value)}")
+    if value.dtype == torch.bool or value.is_floating_point() or value.is_complex():
+        raise TypeError(f"classes must have an integer dtype, got {value.dtype}")
+    if value.shape != (n,):
+        raise ValueError(f"classes must have shape ({n},), one entry a row, got {tuple(value.shape)}")
+    if value.device != device:
+        raise ValueError(f"classes must be on the device of the rows, {device}, got {value.device}")
+    return value
+
+
+def temperature(value: object, device: torch.device) -> float | Tensor:
+    """Accept a positive finite number, or a floating-point 0-d tensor on ``device`` or the CPU."""
+    if isinstance(value, Tensor):
+        if value.dim() != 0:
+            raise ValueError(f"temperature must be a float or a 0-d tensor, got shape {tuple(value.shape)}")
+        if not value.is_floating_point():
+            raise TypeError(f"temperature must be floating-point, got {value.dtype}")
+        if value.device != device and value.device.type != "cpu":
+            raise ValueError(f"temperature must be on the device of query, {device}, or the CPU, got {value.device}")
+        readable = value.device.type == "cpu" and not torch.compiler.is_compiling()
+        if readable and not 0 < value.item() < math.inf:
+            raise ValueError(f"temperature must be positive and finite, got {value.item()}")
+        return value
+    return positive("temperature", value)
+
+
+def positive(name: str, value: object) -> float:
+    """Accept a positive finite number."""
+    number = _number(name, value)
+    if not 0 < number < math.inf:
+        raise ValueError(f"{name} must be positive and finite, got {value!r}")
+    return number
+
+
+def alpha(value: object) -> tuple[float, float]:
+    """Accept Beta's parameters: one number, zero allowed, or a pair of positive ones."""
+    if isinstance(value, tuple | list):
+        if len(value) != 2:
+            raise ValueError(f"alpha must be a number or a pair (a, b), got {value!r}")
+        return positive("alpha[0]", value[0]), positive("alpha[1]", value[1])
+    number = _number("alpha", value)
+    if not 0 <= number < math.inf:
+        raise ValueError(f"alpha must be finite and not negative, got {value!r}")
+    return number, number
+
+
+def fraction(name: str, value: object) -> float:
+    """Accept a number from 0 to 1."""
+    number = _number(name, value)
+    if not 0 <= number <= 1:
+        raise ValueError(f"{name} must be between 0 and 1, got {value!r}")
+    return number
+
+
+def count(name: str, value: object) -> int:
+    """Accept a positive integer."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {_kind(value)}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+    return value
+
+
+def flag(name: str, value: object) -> bool:
+    """Accept a bool and nothing that merely has a truth value."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be a bool, got {_kind(value)}")
+    return value
+
+
+def generator(value: object) -> torch.Generator | None:
+    """Accept None or a ``torch.Generator``."""
+    if value is not None and not isinstance(value, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator or None, got {_kind(value)}")
+    return value
+
+
+def choice(name: str, value: object, options: tuple[str, ...]) -> str:
+    """Accept one of ``options``."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a str, one of {', '.join(map(repr, options))}, got {_kind(value)}")
+    if value not in options:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}, got {value!r}")
+    return value
+
+
+def _number(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {_kind(value)}")
+    return float(value)
+
+
+def _kind(value: object) -> str:
+    return f"{value!r}" if isinstance(value, bool | int | float | str | None) else type(value).__name__
