@@ -1,0 +1,116 @@
+"""Pretrain on images, with and without i-Mix, and compare what the features are worth.
+
+python examples/image.py                                # scikit-learn's digits, a minute or two
+python examples/image.py --data cifar10                 # downloaded once
+python examples/image.py --data FOLDER                  # FOLDER/train/CLASS/*.png, FOLDER/test/CLASS/*.png
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+from common.cli import build_parser, complete, configuration, one_line_errors, pick_device
+from common.dataset import Dataset
+from common.encoders import build_encoder
+from common.evaluate import evaluate
+from common.image_augment import SimCLRAugment
+from common.image_data import load_image
+from common.loop import Loop
+from common.methods import build_method
+from common.recipe import build_inputmix, build_mix, build_optimizer
+from common.results import Results, run_folder
+from torch import Tensor, nn
+
+ARCHITECTURES = ("cnn", "resnet18", "resnet34", "resnet50", "resnet101")
+RECIPES = {
+    "digits": {"epochs": 40, "arch": "cnn", "width": 16},
+    "other": {"epochs": 100, "width": 32},
+}
+
+
+class Normalize(nn.Module):
+    """From uint8 or [0, 1] to zero mean and unit variance of the training images, channel by channel."""
+
+    def __init__(self, images: Tensor) -> None:
+        super().__init__()
+        sample = images[:: max(1, len(images) // 5000)].float() / 255
+        std, mean = torch.std_mean(sample, dim=(0, 2, 3), keepdim=True)
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std.clamp(min=1e-3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x if x.is_floating_point() else x.float() / 255
+        return (x - self.mean) / self.std
+
+
+def pretrain(
+    args: argparse.Namespace, data: Dataset, to_input: nn.Module, mix: str, seed: int
+) -> tuple[nn.Module, float]:
+    """Train one encoder from scratch; return it and the seconds that took."""
+    torch.manual_seed(seed)
+    _, channels, _, size = data.train_x.shape
+    encoder = build_encoder(args.arch, channels, size, args.width)
+    method = build_method(
+        args.method, encoder, temperature=args.temperature, queue=args.queue, momentum=args.momentum
+    ).to(args.device)
+    imix, inputmix = build_mix(mix, args.alpha), build_inputmix(args.inputmix)
+    # A mirrored digit is no digit; a mirrored cat is a cat.
+    augment = SimCLRAugment(flip=data.name != "digits") if args.augment == "default" else nn.Identity()
+
+    steps = args.epochs * (len(data.train_x) // args.batch_size)
+    optimizer, schedule = build_optimizer(method, args, steps)
+    loop = Loop(
+        {"method": method, "optimizer": optimizer, "schedule": schedule},
+        rows=len(data.train_x),
+        batch_size=args.batch_size,
+        epochs=args.epochs,
+        seed=seed,
+        device=args.device,
+        path=run_folder(args.out, args.method, mix, seed) / "checkpoint.pt",
+        config=configuration(args, mix, seed),
+        resume=args.resume,
+        checkpoint_every=args.checkpoint_every,
+        title=f"{args.method} {mix} seed {seed}",
+    )
+    method.train()
+    for rows in loop:
+        x = data.train_x[rows].float() / 255
+        view_1, view_2 = (inputmix(to_input(augment(x))) for _ in range(2))
+        loss = method(view_1, view_2, imix, data.train_y[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        method.after_step()
+        loop.record(loss)
+    return encoder, loop.seconds
+
+
+def main() -> None:
+    """Train with each mix and seed, and report."""
+    parser = build_parser(
+        "image",
+        description="Contrastive pretraining on images, with and without i-Mix.",
+        data="digits",
+        data_help="digits, cifar10, cifar100, or a folder with train/CLASS/IMAGE and test/CLASS/IMAGE",
+    )
+    parser.add_argument("--arch", choices=ARCHITECTURES, help="encoder (default: cnn on a CPU, else resnet18)")
+    parser.add_argument("--image-size", type=int, metavar="PIXELS", help="scale a folder's images to this size")
+    args = parser.parse_args()
+    with one_line_errors():
+        data = load_image(args.data, root=args.data_root, size=args.image_size)
+        recipe = {"arch": "cnn" if pick_device(args.device).type == "cpu" else "resnet18"}
+        args = complete(args, {**recipe, **RECIPES.get(data.name, RECIPES["other"])}, "image", data)
+        data = data.to(args.device)
+        to_input = Normalize(data.train_x).to(args.device)
+        results = Results(args, data.name)
+        for mix in args.mix:
+            for seed in range(args.seeds):
+                encoder, seconds = pretrain(args, data, to_input, mix, seed)
+                results.add(mix, seed, evaluate(encoder, data, to_input), seconds)
+        results.finish()
+
+
+if __name__ == "__main__":
+    main()
