@@ -133,6 +133,13 @@ def flag(name: str, value: object) -> bool:
     return value
 
 
+def process_group(gather_distributed: object, group: object) -> bool:
+    """Accept a process group only where it is used."""
+    if not flag("gather_distributed", gather_distributed) and group is not None:
+        raise ValueError(f"process_group must be None unless gather_distributed=True, got {_kind(group)}")
+    return bool(gather_distributed)
+
+
 def generator(value: object) -> torch.Generator | None:
     """Accept None or a ``torch.Generator``."""
     if value is not None and not isinstance(value, torch.Generator):

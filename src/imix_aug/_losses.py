@@ -282,7 +282,8 @@ class IMixLoss(nn.Module):
 
     Call it with ``(a, b, labels)``, or ``(logits, labels)`` for logits; without labels it is the criterion itself.
     A criterion that returns a scalar has mixed its rows up already, so it needs one lambda for the batch
-    (``IMix(per_sample=False)``); PyTorch's own losses are asked for their rows instead, whatever their reduction.
+    (``IMix(per_sample=False)``). PyTorch's cross-entropy, unless classes are weighted or ignored, is asked for its rows
+    instead, so any lambdas do, whatever its reduction.
 
     Raises:
         TypeError: ``criterion`` is not callable, or a wrong type is passed.
@@ -310,7 +311,7 @@ class IMixLoss(nn.Module):
         """Return the criterion's loss against the virtual labels: ``(N,)`` or a scalar, as the criterion does."""
         wanted = ("a", "b") if self.on == "pairs" else ("logits",)
         if len(inputs) == len(wanted) + 1 and labels is None:
-            *inputs, labels = inputs
+            inputs, labels = inputs[:-1], inputs[-1]
         if len(inputs) != len(wanted):
             raise TypeError(f"expected ({', '.join(wanted)}, labels), got {len(inputs)} inputs and labels={labels!r}")
         first = _check.rows(wanted[0], inputs[0])
@@ -325,9 +326,9 @@ class IMixLoss(nn.Module):
         if labels is None:
             return self.criterion(first, second)
         criterion, reduction = _by_rows(self.criterion)
-        before = _states(self.criterion)
+        before = _kept_tensors(self.criterion)
         own = criterion(first, second)
-        if _states(self.criterion) != before:
+        if not _unchanged(before, _kept_tensors(self.criterion)):
             raise ValueError(
                 "criterion must not change its own buffers (a memory bank), for it is called twice a step: "
                 "use imix_nce_loss(..., negatives=...) instead"
@@ -415,26 +416,36 @@ def _check_contrast(
         _check.rows("negatives", negatives, query)
     _check.flag("normalize", normalize)
     _check.choice("reduction", reduction, _REDUCTIONS)
-    if process_group is not None and not _check.flag("gather_distributed", gather_distributed):
-        raise ValueError("process_group is used only with gather_distributed=True")
+    _check.process_group(gather_distributed, process_group)
 
 
 def _by_rows(criterion: Any) -> tuple[Any, str]:
-    """Ask one of PyTorch's own losses for its rows; return it with the reduction that is left to do."""
-    plain = isinstance(criterion, nn.modules.loss._Loss) and getattr(criterion, "weight", None) is None
-    if not plain or criterion.reduction == "none":
+    """Ask a plain cross-entropy for its rows; return it with the reduction that is left to do."""
+    is_plain = (
+        isinstance(criterion, nn.CrossEntropyLoss | nn.NLLLoss)
+        and criterion.weight is None
+        and criterion.ignore_index < 0
+    )
+    if not is_plain or criterion.reduction == "none":
         return criterion, "none"
     by_rows = copy.copy(criterion)
     by_rows.reduction = "none"
     return by_rows, criterion.reduction
 
 
-def _states(criterion: Any) -> list[tuple[int, int]]:
-    """Return identity and version of every buffer, and of every tensor that a module keeps without registering it."""
-    if not isinstance(criterion, nn.Module):
-        return []
-    kept = (value for module in criterion.modules() for value in (*module._buffers.values(), *vars(module).values()))
-    return [(id(value), value._version) for value in kept if isinstance(value, Tensor)]
+def _kept_tensors(criterion: Any) -> list[tuple[Tensor, int]]:
+    """Return every buffer, and every tensor that a module keeps without registering it, with its version."""
+    owner = getattr(criterion, "__self__", criterion)
+    modules = owner.modules() if isinstance(owner, nn.Module) else ()
+    kept = (value for module in modules for value in (*module._buffers.values(), *vars(module).values()))
+    return [(value, value._version) for value in kept if isinstance(value, Tensor)]
+
+
+def _unchanged(before: list[tuple[Tensor, int]], after: list[tuple[Tensor, int]]) -> bool:
+    return len(before) == len(after) and all(
+        old is new and version == new_version
+        for (old, version), (new, new_version) in zip(before, after, strict=True)
+    )
 
 
 def _batch_lambda(lam: Tensor) -> Tensor:

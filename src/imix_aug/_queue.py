@@ -67,10 +67,8 @@ class NegativeQueue(nn.Module):
             process_group: default the default group.
         """
         _check.rows("keys", keys, self.keys, "the queue")
-        if _check.flag("gather_distributed", gather_distributed):
+        if _check.process_group(gather_distributed, process_group):
             keys = gather_rows(keys, process_group)
-        elif process_group is not None:
-            raise ValueError("process_group is used only with gather_distributed=True")
         size = self.keys.shape[0]
         skipped = max(0, keys.shape[0] - size)
         start = (self._position + skipped) % size

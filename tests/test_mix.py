@@ -1,0 +1,294 @@
+from collections import namedtuple
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+from torch import nn
+
+from imix_aug import IMix, InputMix, VirtualLabels, _draw
+
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+TOLERANCE = {torch.float16: 1e-3, torch.bfloat16: 8e-3, torch.float32: 1e-6, torch.float64: 1e-12}
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def blended(x, labels):
+    """The definition, row by row."""
+    rows = [
+        share * x[i].double() + (1 - share) * x[j].double()
+        for i, (share, j) in enumerate(zip(labels.lam.double().tolist(), labels.partner.tolist(), strict=True))
+    ]
+    return torch.stack(rows)
+
+
+@given(
+    n=st.integers(1, 6),
+    shape=st.lists(st.integers(1, 4), max_size=3),
+    alpha=st.sampled_from([0.3, 1.0, 2, (0.5, 2.0)]),
+    per_sample=st.sampled_from([None, True, False]),
+    dtype=st.sampled_from(DTYPES),
+    seed=st.integers(0, 99),
+)
+def test_mixup_is_the_definition(n, shape, alpha, per_sample, dtype, seed):
+    x = torch.randn(n, *shape, generator=generator(seed)).to(dtype)
+    mixed, labels = IMix(alpha, per_sample=per_sample, generator=generator(seed))(x)
+    assert mixed.dtype == dtype
+    assert isinstance(labels, VirtualLabels)
+    assert labels.lam.shape == labels.partner.shape == (n,)
+    assert labels.lam.dtype == torch.float32
+    assert labels.partner.dtype == torch.int64
+    assert ((labels.lam >= 0.5) & (labels.lam <= 1)).all()
+    assert sorted(labels.partner.tolist()) == list(range(n))
+    assert per_sample is not False or len(set(labels.lam.tolist())) == 1
+    torch.testing.assert_close(mixed.double(), blended(x, labels), atol=4 * TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+
+
+@given(
+    n=st.integers(1, 6),
+    sizes=st.lists(st.integers(1, 9), min_size=1, max_size=2),
+    alpha=st.sampled_from([0.2, 1.0, (3.0, 1.0)]),
+    per_sample=st.sampled_from([None, True, False]),
+    seed=st.integers(0, 999),
+)
+def test_cutmix_pastes_one_box_and_lam_is_the_share_that_is_left(n, sizes, alpha, per_sample, seed):
+    # Every element names its row, so the mixed batch tells where each element came from.
+    x = torch.arange(n).view(n, 1, *(1 for _ in sizes)).expand(n, 2, *sizes).double()
+    mixed, labels = IMix(alpha, "cutmix", per_sample=per_sample, generator=generator(seed))(x)
+    for i in range(n):
+        partner = int(labels.partner[i])
+        if partner == i:
+            continue
+        taken = mixed[i] == partner
+        assert torch.equal(taken, ~(mixed[i] == i))
+        assert torch.equal(taken[0], taken[1])
+        share_left = 1 - taken[0].double().mean().item()
+        assert labels.lam[i].item() == pytest.approx(share_left, abs=1e-6)
+        inside = taken[0].nonzero()
+        if len(inside):
+            extents = inside.max(0).values - inside.min(0).values + 1
+            assert extents.prod() == len(inside), "the taken elements must form a box"
+    assert per_sample is True or len(set(labels.lam.tolist())) == 1
+
+
+def test_cutmix_per_sample_draws_different_boxes():
+    _, labels = IMix(1.0, "cutmix", per_sample=True, generator=generator())(torch.randn(64, 3, 32, 32))
+    assert len(set(labels.lam.tolist())) > 32
+
+
+def test_cutmix_boxes_reach_every_pixel():
+    bounds, _ = _draw.boxes(torch.rand(20000, generator=generator()) / 2 + 0.5, (5, 7), generator())
+    position = torch.cartesian_prod(torch.arange(5), torch.arange(7))
+    inside = (position[:, None] >= bounds[..., 0]) & (position[:, None] < bounds[..., 1])
+    share = inside.all(-1).double().mean(dim=1)
+    assert share.min() > 0.05
+    assert torch.allclose(share.view(5, 7), share.view(5, 7).flip(1), atol=0.05)
+
+
+def folded_cdf(a, b):
+    """The distribution function of max(X, 1 - X) for X ~ Beta(a, b)."""
+    beta = stats.beta(a, b)
+    return lambda x: beta.cdf(x) - beta.cdf(1 - x)
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 2.0, 8.0, 100.0, (0.7, 3.0), (5.0, 1.0)])
+def test_lambda_is_a_folded_beta(alpha):
+    _, labels = IMix(alpha, generator=generator())(torch.zeros(50_000, 1))
+    a, b = alpha if isinstance(alpha, tuple) else (alpha, alpha)
+    assert stats.kstest(labels.lam.double().numpy(), folded_cdf(a, b)).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("alpha", [1e-3, 0.05, 0.2])
+def test_small_alphas_neither_underflow_nor_leave_the_distribution(alpha):
+    _, labels = IMix(alpha, generator=generator())(torch.zeros(50_000, 1))
+    # Most lambdas round to 1 in float32, so the distribution function is compared below that only.
+    cdf = folded_cdf(alpha, alpha)
+    for x in (0.6, 0.8, 0.95, 0.999):
+        assert (labels.lam <= x).double().mean().item() == pytest.approx(cdf(x), abs=0.006)
+
+
+@pytest.mark.parametrize("shape", [0.1, 1.0, 2.5, 300.0])
+def test_log_gamma(shape):
+    draws = _draw.log_gamma(shape, 50_000, torch.device("cpu"), generator()).double().exp()
+    assert stats.kstest(draws.numpy(), stats.gamma(shape).cdf).pvalue > 1e-3
+
+
+def test_partners_are_uniform_permutations():
+    counts = {}
+    for seed in range(1200):
+        _, labels = IMix(generator=generator(seed))(torch.zeros(3, 1))
+        order = tuple(labels.partner.tolist())
+        counts[order] = counts.get(order, 0) + 1
+    assert len(counts) == 6
+    assert stats.chisquare(list(counts.values())).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("mode", ["mixup", "cutmix"])
+@pytest.mark.parametrize("per_sample", [True, False])
+def test_gradients_are_those_of_the_definition(mode, per_sample):
+    x = torch.randn(5, 2, 6, 7, dtype=torch.float64, requires_grad=True)
+
+    def mix(x):
+        return IMix(1.0, mode, per_sample=per_sample, generator=generator(3))(x)[0]
+
+    assert torch.autograd.gradcheck(mix, x)
+    assert torch.autograd.gradgradcheck(mix, x)
+    assert mix(x.detach()).requires_grad is False
+
+
+@pytest.mark.parametrize("mix", [IMix(), IMix(mode="cutmix"), InputMix(2)])
+def test_memory_format_is_kept(mix):
+    x = torch.randn(4, 3, 8, 8)
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        mixed = mix(x.to(memory_format=memory_format))
+        mixed = mixed[0] if isinstance(mixed, tuple) else mixed
+        assert mixed.is_contiguous(memory_format=memory_format)
+
+
+@pytest.mark.parametrize("mix", [IMix(generator=None), IMix(mode="cutmix"), InputMix(2)])
+def test_strided_inputs_mix_like_contiguous_ones(mix):
+    x = torch.randn(6, 12, 10, 5).transpose(1, 3)[:, ::2, :, 1::3]
+    assert not x.is_contiguous()
+    results = []
+    for batch in (x, x.contiguous()):
+        torch.manual_seed(1)
+        mixed = mix(batch)
+        results.append(mixed[0] if isinstance(mixed, tuple) else mixed)
+    torch.testing.assert_close(*results, atol=0, rtol=0)
+
+
+Views = namedtuple("Views", "image mask")
+
+
+@pytest.mark.parametrize("mode", ["mixup", "cutmix"])
+def test_all_leaves_share_partners_and_lambdas(mode):
+    image, mask = torch.randn(6, 3, 8, 8), torch.rand(6, 1, 8, 8)
+    alone = {}
+    for name, leaf in (("image", image), ("mask", mask)):
+        alone[name], labels = IMix(mode=mode, generator=generator(5))(leaf)
+    for batch in ({"image": image, "mask": mask}, [image, mask], (image, mask), Views(image, mask)):
+        mixed, together = IMix(mode=mode, generator=generator(5))(batch)
+        assert type(mixed) is type(batch)
+        values = list(mixed.values()) if isinstance(mixed, dict) else list(mixed)
+        assert torch.equal(values[0], alone["image"])
+        assert torch.equal(values[1], alone["mask"])
+        assert torch.equal(together.lam, labels.lam)
+        assert torch.equal(together.partner, labels.partner)
+
+
+def test_same_generator_state_same_draw_and_the_global_one_is_left_alone():
+    x = torch.randn(8, 3, 4, 4)
+    for make in (lambda g: IMix(0.7, generator=g), lambda g: IMix(mode="cutmix", generator=g)):
+        before = torch.get_rng_state()
+        g = generator(9)
+        state = g.get_state()
+        first, second = make(g)(x), make(g)(x)
+        g.set_state(state)
+        again = make(g)(x)
+        assert torch.equal(first[0], again[0])
+        assert not torch.equal(first[1].lam, second[1].lam)
+        assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("imix", [IMix(alpha=0), IMix().eval(), IMix(0.0, "cutmix"), IMix(mode="cutmix").eval()])
+def test_unmixed_is_the_input_itself(imix):
+    x = torch.randn(4, 3, 5, 5)
+    mixed, labels = imix(x)
+    assert mixed is x
+    assert torch.equal(labels.dense(), torch.eye(4))
+
+
+def test_imix_is_a_module_without_state():
+    model = nn.Sequential(nn.Linear(2, 2), IMix())
+    assert len(list(IMix().parameters())) == 0
+    assert model.state_dict().keys() == nn.Sequential(nn.Linear(2, 2)).state_dict().keys()
+    assert repr(IMix((1, 2), "cutmix")) == "IMix(alpha=(1.0, 2.0), mode='cutmix', per_sample=False)"
+
+
+def test_cutmix_takes_any_dtype():
+    x = torch.randint(0, 255, (4, 3, 8, 8), dtype=torch.uint8)
+    mixed, _ = IMix(mode="cutmix")(x)
+    assert mixed.dtype == torch.uint8
+
+
+@given(
+    n=st.integers(1, 7), num_aux=st.integers(1, 4), min_weight=st.sampled_from([0.0, 0.5, 0.8, 1.0]), seed=st.integers(0, 99)
+)
+def test_inputmix_keeps_the_input_and_mixes_distinct_others(n, num_aux, min_weight, seed):
+    # One-hot rows: the mixed rows are the weights themselves.
+    mixed = InputMix(num_aux, min_weight=min_weight, generator=generator(seed))(torch.eye(n, dtype=torch.float64))
+    torch.testing.assert_close(mixed.sum(dim=1), torch.ones(n, dtype=torch.float64), atol=1e-6, rtol=0)
+    assert (mixed >= 0).all()
+    assert (mixed.diagonal() >= min_weight - 1e-6).all()
+    if min_weight < 1:
+        assert ((mixed > 0).sum(dim=1) == min(n, num_aux + 1)).all()
+
+
+@pytest.mark.parametrize("alpha", [0.3, 1.0, 4.0])
+def test_inputmix_weights_are_dirichlet(alpha):
+    n = 4000
+    mixed = InputMix(2, alpha, min_weight=0.5, generator=generator())(torch.eye(n, dtype=torch.float64))
+    own = mixed.diagonal().numpy() * 2 - 1
+    assert stats.kstest(own, stats.beta(alpha, 2 * alpha).cdf).pvalue > 1e-3
+
+
+def test_inputmix_unmixed_in_eval_and_over_dicts():
+    batch = {"a": torch.randn(4, 2), "b": torch.randn(4, 3)}
+    assert InputMix().eval()(batch) is batch
+    mixed = InputMix(generator=generator(2))(batch)
+    alone = InputMix(generator=generator(2))(batch["b"])
+    assert torch.equal(mixed["b"], alone)
+
+
+REFUSED_SETTINGS = [
+    (lambda: IMix(-1), ValueError, "alpha"),
+    (lambda: IMix(float("nan")), ValueError, "alpha"),
+    (lambda: IMix(float("inf")), ValueError, "alpha"),
+    (lambda: IMix("1"), TypeError, "alpha"),
+    (lambda: IMix(True), TypeError, "alpha"),
+    (lambda: IMix((1, 2, 3)), ValueError, "alpha"),
+    (lambda: IMix((0, 1)), ValueError, "alpha"),
+    (lambda: IMix(mode="mix"), ValueError, "mode"),
+    (lambda: IMix(mode=None), TypeError, "mode"),
+    (lambda: IMix(per_sample=1), TypeError, "per_sample"),
+    (lambda: IMix(generator=0), TypeError, "generator"),
+    (lambda: InputMix(0), ValueError, "num_aux"),
+    (lambda: InputMix(1.0), TypeError, "num_aux"),
+    (lambda: InputMix(alpha=0), ValueError, "alpha"),
+    (lambda: InputMix(min_weight=1.5), ValueError, "min_weight"),
+    (lambda: InputMix(min_weight="half"), TypeError, "min_weight"),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "argument"), REFUSED_SETTINGS)
+def test_refused_settings(call, error, argument):
+    with pytest.raises(error, match=f"^{argument}"):
+        call()
+
+
+REFUSED_INPUTS = [
+    (IMix(), torch.tensor(1.0), ValueError, "0-d"),
+    (IMix(), torch.zeros(0, 3), ValueError, "at least one row"),
+    (IMix(), torch.zeros(3, 2, dtype=torch.int64), TypeError, "int64"),
+    (IMix(), [[1.0, 2.0]], TypeError, "float inside a list"),
+    (IMix(), {}, ValueError, "empty dict"),
+    (IMix(), None, TypeError, "NoneType"),
+    (IMix(), "text", TypeError, "str"),
+    (IMix(), (torch.zeros(3, 2), torch.zeros(4, 2)), ValueError, r"\(3, 2\), \(4, 2\)"),
+    (IMix(), (torch.zeros(3, 2), torch.zeros(3, 2, device="meta")), ValueError, "meta"),
+    (IMix(mode="cutmix"), torch.zeros(3, 2), ValueError, r"\(3, 2\)"),
+    (IMix(mode="cutmix"), torch.zeros(3, 2, 4, 5, 6), ValueError, r"\(3, 2, 4, 5, 6\)"),
+    (IMix(mode="cutmix"), (torch.zeros(3, 1, 4), torch.zeros(3, 1, 5)), ValueError, r"\(4,\) and \(5,\)"),
+    (InputMix(), torch.zeros(3, 2, dtype=torch.uint8), TypeError, "uint8"),
+]
+
+
+@pytest.mark.parametrize(("mix", "x", "error", "message"), REFUSED_INPUTS)
+@pytest.mark.parametrize("training", [True, False])
+def test_refused_inputs(mix, x, error, message, training):
+    with pytest.raises(error, match=f"^x must .*{message}"):
+        mix.train(training)(x)
