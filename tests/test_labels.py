@@ -13,9 +13,7 @@ from imix_aug import VirtualLabels
 
 def random_labels(n, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return VirtualLabels(
-        torch.rand(n, generator=generator) / 2 + 0.5, torch.randint(n, (n,), generator=generator)
-    )
+    return VirtualLabels(torch.rand(n, generator=generator) / 2 + 0.5, torch.randint(n, (n,), generator=generator))
 
 
 @given(n=st.integers(1, 9), more=st.integers(0, 5), seed=st.integers(0, 99))

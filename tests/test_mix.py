@@ -216,7 +216,10 @@ def test_cutmix_takes_any_dtype():
 
 
 @given(
-    n=st.integers(1, 7), num_aux=st.integers(1, 4), min_weight=st.sampled_from([0.0, 0.5, 0.8, 1.0]), seed=st.integers(0, 99)
+    n=st.integers(1, 7),
+    num_aux=st.integers(1, 4),
+    min_weight=st.sampled_from([0.0, 0.5, 0.8, 1.0]),
+    seed=st.integers(0, 99),
 )
 def test_inputmix_keeps_the_input_and_mixes_distinct_others(n, num_aux, min_weight, seed):
     # One-hot rows: the mixed rows are the weights themselves.

@@ -9,12 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
-from torch.nn import functional as F
 
 from imix_aug import _check
-from imix_aug._distributed import gather_rows, world
+from imix_aug._distributed import Keys, RingKeys, choose_keys
 from imix_aug._labels import VirtualLabels
-from imix_aug._ops import row_logsumexp
 
 _REDUCTIONS = ("mean", "sum", "none")
 
@@ -74,7 +72,7 @@ def imix_nce_loss(
     return _soft_cross_entropy(
         _rows(query, normalize) / temperature,
         _expected_rows(key, labels),
-        gather_rows(key, process_group) if gather_distributed else key,
+        choose_keys(key, gather_distributed, process_group),
         None if negatives is None else _rows(negatives.detach(), normalize),
         dtype=_product_dtype(query),
         reduction=reduction,
@@ -142,16 +140,14 @@ def imix_ntxent_loss(
         _rows(key_1, normalize),
         _rows(key_2, normalize),
     )
-    keys = torch.cat([key_1, key_2])
-    first = 2 * n * world(process_group)[0] if gather_distributed else 0
     own = torch.arange(n, device=query.device)
     components = own[:, None] if labels is None else torch.stack([own, labels.partner], dim=1)
     losses = _soft_cross_entropy(
         query / temperature,
         torch.cat([_expected_rows(key_2, labels), _expected_rows(key_1, labels)]),
-        gather_rows(keys, process_group) if gather_distributed else keys,
+        choose_keys(torch.cat([key_1, key_2]), gather_distributed, process_group),
         None if negatives is None else _rows(negatives.detach(), normalize),
-        excluded=torch.cat([first + components, first + n + components]),
+        excluded=torch.cat([components, n + components]),
         dtype=_product_dtype(query_1),
         reduction=reduction,
     )
@@ -210,14 +206,10 @@ def imix_supcon_loss(
     _check.classes(classes, query.shape[0], query.device)
     _check_contrast(query, labels, negatives, normalize, reduction, gather_distributed, process_group)
     temperature = _check.temperature(temperature, query.device)
-    keys, n = _rows(key, normalize), query.shape[0]
-    if gather_distributed:
-        keys, classes = gather_rows(keys, process_group), gather_rows(classes, process_group)
-    first = n * world(process_group)[0] if gather_distributed else 0
-    class_mean = _class_means(keys, classes).narrow(0, first, n)
+    keys = choose_keys(_rows(key, normalize), gather_distributed, process_group)
     return _soft_cross_entropy(
         _rows(query, normalize) / temperature,
-        _expected_rows(class_mean, labels),
+        _expected_rows(keys.class_means(classes), labels),
         keys,
         None if negatives is None else _rows(negatives.detach(), normalize),
         dtype=_product_dtype(query),
@@ -345,7 +337,7 @@ class IMixLoss(nn.Module):
 def _soft_cross_entropy(
     query: Tensor,
     target: Tensor,
-    key: Tensor,
+    keys: Keys | RingKeys,
     negatives: Tensor | None,
     *,
     excluded: Tensor | None = None,
@@ -354,9 +346,9 @@ def _soft_cross_entropy(
 ) -> Tensor:
     """Return the cross-entropy of each query's soft label; ``target`` holds the keys' means under these labels."""
     if reduction == "none":
-        rows = row_logsumexp(query, key, negatives, excluded=excluded, dtype=dtype)
+        rows = keys.row_logsumexp(query, negatives, excluded=excluded, dtype=dtype, summed=False)
         return rows - (query * target).sum(dim=1)
-    total = row_logsumexp(query, key, negatives, excluded=excluded, dtype=dtype, summed=True) - (query * target).sum()
+    total = keys.row_logsumexp(query, negatives, excluded=excluded, dtype=dtype, summed=True) - (query * target).sum()
     return total if reduction == "sum" else total / query.shape[0]
 
 
@@ -378,16 +370,6 @@ def _expected_rows(rows: Tensor, labels: VirtualLabels | None) -> Tensor:
     if labels is None:
         return rows
     return torch.lerp(rows[labels.partner], rows, labels.lam[:, None].to(rows.dtype))
-
-
-def _class_means(rows: Tensor, classes: Tensor) -> Tensor:
-    """Return for each row the mean of its class's rows; sorting finds the classes without asking the host."""
-    ordered, order = classes.sort()
-    group_of_ordered = F.pad((ordered[1:] != ordered[:-1]).long().cumsum(0), (1, 0))
-    group = torch.empty_like(order).scatter(0, order, group_of_ordered)
-    sums = torch.zeros_like(rows).index_add(0, group, rows)
-    counts = rows.new_zeros(rows.shape[0]).index_add(0, group, rows.new_ones(rows.shape[0]))
-    return sums[group] / counts[group, None]
 
 
 def _product_dtype(rows: Tensor) -> torch.dtype:
@@ -443,8 +425,7 @@ def _kept_tensors(criterion: Any) -> list[tuple[Tensor, int]]:
 
 def _unchanged(before: list[tuple[Tensor, int]], after: list[tuple[Tensor, int]]) -> bool:
     return len(before) == len(after) and all(
-        old is new and version == new_version
-        for (old, version), (new, new_version) in zip(before, after, strict=True)
+        old is new and version == new_version for (old, version), (new, new_version) in zip(before, after, strict=True)
     )
 
 

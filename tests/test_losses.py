@@ -1,0 +1,389 @@
+import functools
+
+import oracle
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from imix_aug import VirtualLabels, imix_byol_loss, imix_nce_loss, imix_ntxent_loss, imix_supcon_loss
+
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
+
+
+def random_labels(n, generator):
+    """Lambdas at and between their bounds, and partners that may repeat."""
+    lam = torch.rand(n, generator=generator) / 2 + 0.5
+    edge = torch.randint(4, (n,), generator=generator)
+    lam = torch.where(edge == 0, 0.5, torch.where(edge == 1, 1.0, lam))
+    return VirtualLabels(lam, torch.randint(n, (n,), generator=generator))
+
+
+def assert_agree(value, expected, tolerance, scale=1.0):
+    """Compare to a tolerance relative to the largest entry, or to the terms that cancelled in it."""
+    scale = expected.abs().max().clamp_min(scale)
+    torch.testing.assert_close(value.double() / scale, expected / scale, atol=tolerance, rtol=0)
+
+
+def compare(fused, dense, inputs, dtype, reduction, scale=1.0):
+    """Compare values and all gradients of a loss with those of the formula in float64."""
+    leaves = {name: value.detach().clone().to(dtype).requires_grad_() for name, value in inputs.items()}
+    exact = {name: value.detach().double().requires_grad_() for name, value in leaves.items()}
+    loss, expected = fused(**leaves), oracle.reduce(dense(**exact), reduction)
+    weight = torch.linspace(0.5, 2.0, expected.numel(), dtype=torch.float64).view(expected.shape)
+    (loss * weight).sum().backward()
+    (expected * weight).sum().backward()
+    assert loss.dtype == torch.promote_types(dtype, torch.float32)
+    assert loss.shape == expected.shape
+    tolerance = TOLERANCE[dtype]
+    assert_agree(loss, expected, tolerance)
+    for name in leaves:
+        if exact[name].grad is None:
+            assert leaves[name].grad is None
+            continue
+        assert leaves[name].grad.dtype == dtype
+        assert_agree(leaves[name].grad, exact[name].grad, tolerance, scale)
+
+
+cases = given(
+    n=st.sampled_from([1, 2, 3, 7, 16]),
+    d=st.sampled_from([1, 2, 5, 32]),
+    k=st.sampled_from([None, 0, 1, 9]),
+    temperature=st.sampled_from([0.05, 0.2, 1.0, 10.0]),
+    dtype=st.sampled_from(list(TOLERANCE)),
+    normalize=st.booleans(),
+    reduction=st.sampled_from(["mean", "sum", "none"]),
+    with_labels=st.booleans(),
+    learn_temperature=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+
+
+def embeddings(n, d, dtype, generator):
+    """Rows of length 1/2 to 2."""
+    direction = F.normalize(torch.randn(n, d, generator=generator), dim=1)
+    return (direction * 2 ** (2 * torch.rand(n, 1, generator=generator) - 1)).to(dtype)
+
+
+def contrast_case(names, n, d, k, temperature, dtype, learn_temperature, seed):
+    generator = torch.Generator().manual_seed(seed)
+    inputs = {name: embeddings(n, d, dtype, generator) for name in names}
+    labels = random_labels(n, generator)
+    negatives = None if k is None else embeddings(k, d, dtype, generator)
+    if learn_temperature:
+        inputs["temperature"] = torch.tensor(temperature)
+    return inputs, labels, negatives
+
+
+@cases
+def test_nce(n, d, k, temperature, dtype, normalize, reduction, with_labels, learn_temperature, seed):
+    if dtype.itemsize == 2:  # Lower temperatures magnify the rounding of the inputs themselves.
+        temperature = max(temperature, 0.2)
+    inputs, labels, negatives = contrast_case(["query", "key"], n, d, k, temperature, dtype, learn_temperature, seed)
+    given_labels = labels if with_labels else None
+    settings = {"negatives": negatives, "normalize": normalize}
+    if not learn_temperature:
+        settings["temperature"] = temperature
+    labels = labels if with_labels else VirtualLabels.identity(n)
+    compare(
+        functools.partial(imix_nce_loss, labels=given_labels, reduction=reduction, **settings),
+        functools.partial(oracle.nce, labels=labels, **settings),
+        inputs,
+        dtype,
+        reduction,
+        1 / temperature,
+    )
+
+
+@cases
+def test_ntxent(n, d, k, temperature, dtype, normalize, reduction, with_labels, learn_temperature, seed):
+    if dtype.itemsize == 2:  # Lower temperatures magnify the rounding of the inputs themselves.
+        temperature = max(temperature, 0.2)
+    names = ["query_1", "query_2", "key_1", "key_2"]
+    inputs, labels, negatives = contrast_case(names, n, d, k, temperature, dtype, learn_temperature, seed)
+    settings = {"negatives": negatives, "normalize": normalize}
+    if not learn_temperature:
+        settings["temperature"] = temperature
+    given_labels = labels if with_labels else None
+    labels = labels if with_labels else VirtualLabels.identity(n)
+    compare(
+        functools.partial(imix_ntxent_loss, labels=given_labels, reduction=reduction, **settings),
+        functools.partial(oracle.ntxent, labels=labels, **settings),
+        inputs,
+        dtype,
+        reduction,
+        1 / temperature,
+    )
+
+
+@cases
+def test_supcon(n, d, k, temperature, dtype, normalize, reduction, with_labels, learn_temperature, seed):
+    if dtype.itemsize == 2:  # Lower temperatures magnify the rounding of the inputs themselves.
+        temperature = max(temperature, 0.2)
+    inputs, labels, negatives = contrast_case(["query", "key"], n, d, k, temperature, dtype, learn_temperature, seed)
+    classes = torch.randint(-2, 3, (n,), generator=torch.Generator().manual_seed(seed))
+    settings = {"negatives": negatives, "normalize": normalize, "classes": classes}
+    if not learn_temperature:
+        settings["temperature"] = temperature
+    given_labels = labels if with_labels else None
+    labels = labels if with_labels else VirtualLabels.identity(n)
+    compare(
+        functools.partial(imix_supcon_loss, labels=given_labels, reduction=reduction, **settings),
+        functools.partial(oracle.supcon, labels=labels, **settings),
+        inputs,
+        dtype,
+        reduction,
+        1 / temperature,
+    )
+
+
+@given(
+    n=st.sampled_from([1, 2, 7]),
+    d=st.sampled_from([1, 5, 32]),
+    dtype=st.sampled_from(list(TOLERANCE)),
+    normalize=st.booleans(),
+    reduction=st.sampled_from(["mean", "sum", "none"]),
+    seed=st.integers(0, 1000),
+)
+def test_byol(n, d, dtype, normalize, reduction, seed):
+    generator = torch.Generator().manual_seed(seed)
+    inputs = {name: embeddings(n, d, dtype, generator) for name in ("prediction", "target")}
+    labels = random_labels(n, generator)
+    compare(
+        functools.partial(imix_byol_loss, labels=labels, normalize=normalize, reduction=reduction),
+        functools.partial(oracle.byol, labels=labels, normalize=normalize),
+        inputs,
+        dtype,
+        reduction,
+    )
+
+
+CONTRASTIVE = {
+    "nce": lambda q, k, labels, **settings: imix_nce_loss(q, k, labels, **settings),
+    "ntxent": lambda q, k, labels, **settings: imix_ntxent_loss(q, q.flip(1), k, k.flip(1), labels, **settings),
+    "supcon": lambda q, k, labels, **settings: imix_supcon_loss(
+        q, k, torch.arange(len(q), device=q.device) // 2, labels, **settings
+    ),
+}
+ALL = CONTRASTIVE | {"byol": lambda p, z, labels, **settings: imix_byol_loss(p, z, labels, **settings)}
+
+
+@pytest.mark.parametrize("loss", ALL)
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_gradcheck(loss, reduction):
+    q, k = (torch.randn(4, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    k = k.detach() if loss == "byol" else k
+    labels = random_labels(4, torch.Generator().manual_seed(1))
+    assert torch.autograd.gradcheck(lambda q, k: ALL[loss](q, k, labels, reduction=reduction), (q, k))
+
+
+@pytest.mark.parametrize("loss", CONTRASTIVE)
+@pytest.mark.parametrize("temperature", [0.2, torch.tensor(0.2, requires_grad=True)])
+def test_a_second_derivative_is_refused(loss, temperature):
+    q, k = torch.randn(4, 3, requires_grad=True), torch.randn(4, 3, requires_grad=True)
+    value = CONTRASTIVE[loss](q, k, VirtualLabels.identity(4), temperature=temperature)
+    for wrt in (q, k):
+        (grad,) = torch.autograd.grad(value, wrt, create_graph=True)
+        with pytest.raises(RuntimeError, match="no second derivative"):
+            grad.square().sum().backward(retain_graph=True)
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("loss", ["nce", "supcon", "byol"])
+def test_lambda_of_one_is_no_mixing_to_the_bit(loss, dtype):
+    q, k = torch.randn(9, 5).to(dtype), torch.randn(9, 5).to(dtype)
+    labels = VirtualLabels(torch.ones(9), torch.randperm(9))
+    for reduction in ("mean", "none"):
+        assert torch.equal(ALL[loss](q, k, labels, reduction=reduction), ALL[loss](q, k, None, reduction=reduction))
+
+
+@pytest.mark.parametrize("loss", ALL)
+def test_identity_labels_are_no_labels_to_the_bit(loss):
+    q, k = torch.randn(9, 5), torch.randn(9, 5)
+    assert torch.equal(ALL[loss](q, k, VirtualLabels.identity(9)), ALL[loss](q, k, None))
+
+
+@pytest.mark.parametrize("loss", ["nce", "supcon", "byol"])
+def test_linear_in_the_labels(loss):
+    q, k = torch.randn(6, 4, dtype=torch.float64), torch.randn(6, 4, dtype=torch.float64)
+    partner = torch.randperm(6)
+    values = [
+        ALL[loss](q, k, VirtualLabels(torch.full((6,), lam, dtype=torch.float64), partner), reduction="none")
+        for lam in (0.0, 0.25, 1.0)
+    ]
+    torch.testing.assert_close(values[1], 0.75 * values[0] + 0.25 * values[2], atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("loss", ["nce", "byol"])
+def test_invariant_under_a_permutation_of_the_batch(loss):
+    q, k = torch.randn(8, 4, dtype=torch.float64), torch.randn(8, 4, dtype=torch.float64)
+    lam, partner = random_labels(8, torch.Generator().manual_seed(2))
+    order = torch.randperm(8)
+    moved = VirtualLabels(lam[order], order.argsort()[partner[order]])
+    torch.testing.assert_close(
+        ALL[loss](q[order], k[order], moved, reduction="none"),
+        ALL[loss](q, k, VirtualLabels(lam, partner), reduction="none")[order],
+        atol=1e-12,
+        rtol=0,
+    )
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_npair_is_torchs_cross_entropy(reduction):
+    q, k = torch.randn(7, 4, dtype=torch.float64), torch.randn(7, 4, dtype=torch.float64)
+    logits = F.cosine_similarity(q[:, None], k[None], dim=2) / 0.3
+    torch.testing.assert_close(
+        imix_nce_loss(q, k, temperature=0.3, reduction=reduction),
+        F.cross_entropy(logits, torch.arange(7), reduction=reduction),
+    )
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.5])
+def test_ntxent_is_lightlys(temperature):
+    loss = pytest.importorskip("lightly.loss")
+    a, b = torch.randn(8, 16, requires_grad=True), torch.randn(8, 16, requires_grad=True)
+    value = imix_ntxent_loss(a, b, a, b, VirtualLabels.identity(8), temperature=temperature)
+    expected = loss.NTXentLoss(temperature=temperature)(a, b)
+    torch.testing.assert_close(value, expected)
+    for ours, theirs in zip(torch.autograd.grad(value, (a, b)), torch.autograd.grad(expected, (a, b)), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_supcon_is_pytorch_metric_learnings_between_two_views():
+    losses = pytest.importorskip("pytorch_metric_learning.losses")
+    q, k, classes = torch.randn(8, 5), torch.randn(8, 5), torch.randint(3, (8,))
+    expected = losses.SupConLoss(temperature=0.1)(q, classes, ref_emb=k, ref_labels=classes.clone())
+    torch.testing.assert_close(imix_supcon_loss(q, k, classes), expected)
+
+
+def test_byol_by_hand():
+    labels = VirtualLabels(torch.tensor([0.75, 0.5]), torch.tensor([1, 0]))
+    losses = imix_byol_loss(3 * torch.eye(2), 5 * torch.eye(2), labels, reduction="none")
+    assert losses.tolist() == [0.5, 1.0]
+
+
+def test_keys_and_negatives_without_gradient_get_none():
+    q, k, negatives = torch.randn(3, 4, requires_grad=True), torch.randn(3, 4), torch.randn(5, 4, requires_grad=True)
+    imix_nce_loss(q, k, negatives=negatives).backward()
+    assert q.grad is not None
+    assert negatives.grad is None
+    target = torch.randn(3, 4, requires_grad=True)
+    imix_byol_loss(q, target).backward()
+    assert target.grad is None
+
+
+def test_no_gradient_at_all():
+    with torch.no_grad():
+        value = imix_nce_loss(torch.randn(3, 4, requires_grad=True), torch.randn(3, 4))
+    assert not value.requires_grad
+
+
+def test_memory_does_not_grow_with_the_logits():
+    """The largest tensor that a step makes is far below N x M."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Largest(TorchDispatchMode):
+        elements = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            for each in result if isinstance(result, tuple | list) else (result,):
+                if isinstance(each, torch.Tensor):
+                    self.elements = max(self.elements, each.untyped_storage().nbytes() // each.element_size())
+            return result
+
+    n, d = 3000, 8
+    q, k = torch.randn(n, d, requires_grad=True), torch.randn(n, d, requires_grad=True)
+    for reduction in ("mean", "none"):
+        with Largest() as largest:
+            imix_nce_loss(q, k, random_labels(n, None), reduction=reduction).sum().backward()
+        assert n * d <= largest.elements < n * n / 4
+
+
+LABELS = VirtualLabels.identity(3)
+X, Y = torch.randn(3, 4), torch.randn(3, 4)
+REFUSED = [
+    ({"query": None}, TypeError, "query must be a tensor"),
+    ({"query": X[0]}, ValueError, r"query must have shape \(N, D\), got \(4,\)"),
+    ({"query": X.long()}, TypeError, "query must be floating-point"),
+    ({"query": X[:0]}, ValueError, "query must have at least one row"),
+    ({"key": Y.tolist()}, TypeError, "key must be a tensor"),
+    ({"key": Y[:2]}, ValueError, r"key must have the shape of query, \(3, 4\), got \(2, 4\)"),
+    ({"key": Y[:, :3]}, ValueError, "key must have as many columns"),
+    ({"key": Y[:1]}, ValueError, r"key must have the shape of query, \(3, 4\), got \(1, 4\)"),
+    ({"key": Y.double()}, TypeError, "key must have the dtype of query"),
+    ({"key": Y.to("meta")}, ValueError, "key must be on the device of query, cpu, got meta"),
+    ({"labels": VirtualLabels.identity(2)}, ValueError, r"labels.lam must have shape \(3,\)"),
+    ({"labels": VirtualLabels(torch.ones(()), torch.arange(3))}, ValueError, r"labels.lam must have shape \(3,\)"),
+    ({"labels": torch.eye(3)}, TypeError, "labels must be VirtualLabels or None, got Tensor"),
+    ({"labels": VirtualLabels(torch.ones(3), torch.ones(3))}, TypeError, "labels.partner must be int64"),
+    ({"labels": VirtualLabels(torch.ones(3).long(), torch.arange(3))}, TypeError, "labels.lam must be floating"),
+    ({"labels": LABELS.to("meta")}, ValueError, "labels.lam must be on the device"),
+    ({"labels": VirtualLabels([1.0], torch.arange(3))}, TypeError, "labels.lam must be a tensor"),
+    ({"temperature": 0}, ValueError, "temperature must be positive and finite, got 0"),
+    ({"temperature": -0.1}, ValueError, "temperature must be positive"),
+    ({"temperature": float("nan")}, ValueError, "temperature must be positive"),
+    ({"temperature": "0.1"}, TypeError, "temperature must be a number"),
+    ({"temperature": True}, TypeError, "temperature must be a number"),
+    ({"temperature": torch.ones(1)}, ValueError, r"temperature must be a float or a 0-d tensor, got shape \(1,\)"),
+    ({"temperature": torch.tensor(1)}, TypeError, "temperature must be floating-point"),
+    ({"temperature": torch.tensor(-1.0)}, ValueError, "temperature must be positive"),
+    ({"negatives": torch.randn(5, 3)}, ValueError, "negatives must have as many columns as query, 4"),
+    ({"negatives": torch.randn(4)}, ValueError, "negatives must have shape"),
+    ({"negatives": torch.randn(5, 4).double()}, TypeError, "negatives must have the dtype of query"),
+    ({"negatives": torch.randn(5, 4, device="meta")}, ValueError, "negatives must be on the device of query"),
+    ({"negatives": object()}, TypeError, "negatives must be a tensor"),
+    ({"normalize": 1}, TypeError, "normalize must be a bool"),
+    ({"reduction": "avg"}, ValueError, "reduction must be one of"),
+    ({"reduction": None}, TypeError, "reduction must be a str"),
+    ({"gather_distributed": "yes"}, TypeError, "gather_distributed must be a bool"),
+    ({"process_group": object()}, ValueError, "process_group must be None unless"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "error", "message"), REFUSED)
+def test_refusals(wrong, error, message):
+    with pytest.raises(error, match=f"^{message}"):
+        imix_nce_loss(**({"query": X, "key": Y, "labels": LABELS} | wrong))
+
+
+@pytest.mark.parametrize(("wrong", "error", "message"), REFUSED[10:])
+def test_the_other_losses_refuse_alike(wrong, error, message):
+    with pytest.raises(error, match=f"^{message}"):
+        imix_supcon_loss(**({"query": X, "key": Y, "classes": torch.arange(3), "labels": LABELS} | wrong))
+    message = message.replace("query", "query_1") if "dtype of" in message or "device of" in message else message
+    with pytest.raises(error):
+        imix_ntxent_loss(X, X, Y, Y, **({"labels": LABELS} | wrong))
+
+
+@pytest.mark.parametrize(
+    ("classes", "error", "message"),
+    [
+        (torch.arange(2), ValueError, r"classes must have shape \(3,\)"),
+        (torch.randn(3), TypeError, "classes must have an integer dtype"),
+        ([0, 1, 2], TypeError, "classes must be a tensor"),
+        (torch.arange(3, device="meta"), ValueError, "classes must be on the device"),
+    ],
+)
+def test_refused_classes(classes, error, message):
+    with pytest.raises(error, match=f"^{message}"):
+        imix_supcon_loss(X, Y, classes)
+
+
+@pytest.mark.parametrize("position", range(1, 4))
+@pytest.mark.parametrize("wrong", [X[:2], X.double(), X.tolist()])
+def test_ntxent_names_the_wrong_view(position, wrong):
+    views = [X, X, Y, Y]
+    views[position] = wrong
+    with pytest.raises((ValueError, TypeError), match=f"^{['query_1', 'query_2', 'key_1', 'key_2'][position]} must"):
+        imix_ntxent_loss(*views, LABELS)
+
+
+def test_byol_names_its_own_arguments():
+    with pytest.raises(ValueError, match="^target must have the shape of prediction"):
+        imix_byol_loss(X, Y[:1])
+    with pytest.raises(TypeError, match="^prediction must be floating-point"):
+        imix_byol_loss(X.long(), Y)
+    with pytest.raises(ValueError, match="^reduction must be one of"):
+        imix_byol_loss(X, Y, reduction="max")
