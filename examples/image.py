@@ -87,7 +87,7 @@ def pretrain(
     return encoder, loop.seconds
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Train with each mix and seed, and report."""
     parser = build_parser(
         "image",
@@ -97,7 +97,7 @@ def main() -> None:
     )
     parser.add_argument("--arch", choices=ARCHITECTURES, help="encoder (default: cnn on a CPU, else resnet18)")
     parser.add_argument("--image-size", type=int, metavar="PIXELS", help="scale a folder's images to this size")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     with one_line_errors():
         data = load_image(args.data, root=args.data_root, size=args.image_size)
         recipe = {"arch": "cnn" if pick_device(args.device).type == "cpu" else "resnet18"}

@@ -16,7 +16,7 @@ from common.encoders import TabularMLP
 from common.evaluate import evaluate
 from common.loop import Loop
 from common.methods import build_method
-from common.recipe import build_inputmix, build_mix, build_optimizer
+from common.recipe import Columns, build_inputmix, build_mix, build_optimizer
 from common.results import Results, run_folder
 from common.tabular_data import input_dropout, load_tabular
 from torch import Tensor, nn
@@ -42,6 +42,8 @@ def pretrain(args: argparse.Namespace, data: Dataset, mix: str, seed: int) -> tu
         args.method, encoder, temperature=args.temperature, queue=args.queue, momentum=args.momentum
     ).to(args.device)
     imix, inputmix = build_mix(mix, args.alpha), build_inputmix(args.inputmix)
+    if mix == "cutmix":
+        imix = Columns(imix)
     augment = input_dropout(args.dropout if args.augment == "default" else 0.0)
 
     steps = args.epochs * (len(data.train_x) // args.batch_size)
@@ -73,7 +75,7 @@ def pretrain(args: argparse.Namespace, data: Dataset, mix: str, seed: int) -> tu
     return encoder, loop.seconds
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Train with each mix and seed, and report."""
     parser = build_parser(
         "tabular",
@@ -85,7 +87,7 @@ def main() -> None:
     parser.add_argument(
         "--dropout", type=float, metavar="P", help="input dropout of the default augmentation (default: 0.2)"
     )
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     with one_line_errors():
         data = load_tabular(args.data, label=args.label, root=args.data_root)
         recipe = RECIPES.get(data.name, RECIPES["other"])

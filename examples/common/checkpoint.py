@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 
 
-class OtherConfiguration(Exception):
-    """The folder holds a run of another configuration; the message lists the differences."""
+class CheckpointError(Exception):
+    """A checkpoint that cannot be continued: it is broken, or of another configuration."""
 
 
 def write_atomically(path: Path, write) -> None:
@@ -41,9 +42,20 @@ def save_checkpoint(path: Path, config: dict[str, Any], progress: dict[str, Any]
     write_atomically(path, lambda file: torch.save(state, file))
 
 
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint: tensors and plain values alone, so that a file from elsewhere cannot run code."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"{path}: not a checkpoint that can be read ({str(error).splitlines()[0]})") from error
+    if not isinstance(state, dict) or not {"config", "progress", "parts", "random"} <= state.keys():
+        raise CheckpointError(f"{path}: not a checkpoint of these examples")
+    return state
+
+
 def load_checkpoint(path: Path, config: dict[str, Any], parts: dict[str, Any]) -> dict[str, Any]:
     """Bring every part and the random states back to where they were; refuse another configuration."""
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = read_checkpoint(path)
     refuse_differences(path, state["config"], config)
     for name, part in parts.items():
         part.load_state_dict(state["parts"][name])
@@ -61,6 +73,4 @@ def refuse_differences(path: Path, saved: dict[str, Any], wanted: dict[str, Any]
         differences = ", ".join(
             f"{key} {saved.get(key, '(none)')} there and {wanted.get(key, '(none)')} here" for key in keys
         )
-        raise OtherConfiguration(
-            f"{path} is of another configuration: {differences}; give another --out, or --no-resume"
-        )
+        raise CheckpointError(f"{path} is of another configuration: {differences}; give another --out, or --no-resume")

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from common.checkpoint import OtherConfiguration
+from common.checkpoint import CheckpointError
 from common.dataset import DataError, Dataset
 from common.loop import Diverged
 from common.methods import METHODS
@@ -123,7 +123,7 @@ def one_line_errors() -> Iterator[None]:
     """End with one clear line, not a traceback, where the input is at fault and not the program."""
     try:
         yield
-    except (DataError, Diverged, OtherConfiguration) as error:
+    except (DataError, Diverged, CheckpointError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command continues from the last checkpoint")

@@ -54,7 +54,9 @@ class Loop:
         self.losses: list[float] = []  # the mean of each epoch
         self._recent: list[Tensor] = []  # on the device: reading one would wait for it
         self._epoch_loss = (0.0, 0)
-        if resume and path.exists():
+        if not resume:
+            path.unlink(missing_ok=True)
+        elif path.exists():
             progress = load_checkpoint(path, config, parts)
             self.step, self.seconds = progress["step"], progress["seconds"]
             self.losses, self._epoch_loss = progress["losses"], tuple(progress["epoch_loss"])

@@ -9,12 +9,27 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from imix_aug import IMix, InputMix
+from imix_aug import IMix, InputMix, VirtualLabels
 
 
 def build_mix(name: str, alpha: float) -> IMix | None:
     """Build i-Mix by its name on the command line; ``none`` trains without."""
     return None if name == "none" else IMix(alpha, name)
+
+
+class Columns(nn.Module):
+    """Let cutmix paste a span of neighbouring columns: it takes a row of a table for a series of one channel."""
+
+    def __init__(self, imix: IMix) -> None:
+        super().__init__()
+        self.imix = imix
+
+    def forward(self, x: Tensor | tuple[Tensor, ...]) -> tuple[Tensor | tuple[Tensor, ...], VirtualLabels]:
+        if isinstance(x, Tensor):
+            mixed, labels = self.imix(x[:, None])
+            return mixed[:, 0], labels
+        mixed, labels = self.imix(tuple(view[:, None] for view in x))
+        return tuple(view[:, 0] for view in mixed), labels
 
 
 def build_inputmix(others: int) -> Callable[[Tensor], Tensor]:

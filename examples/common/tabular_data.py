@@ -103,6 +103,11 @@ def _own_table(path: Path, label: str) -> Dataset:
         raise DataError(f"{path}: no column beside the label {label!r}")
     if target.isna().any():
         raise DataError(f"{path}: row {_first(target.isna())} has no value in the label column {label!r}")
+    classes, y = np.unique(target.astype(str), return_inverse=True)
+    if len(classes) > max(2, len(target) // 2):
+        raise DataError(
+            f"{path}: label column {label!r} has {len(classes)} values in {len(target)} rows; wanted classes"
+        )
     for column in frame.columns:
         values = pd.to_numeric(frame[column], errors="coerce")
         text = values.isna() & frame[column].notna()
@@ -117,11 +122,6 @@ def _own_table(path: Path, label: str) -> Dataset:
                 f"{path}: column {column!r} is empty, NaN or infinite in row {_first(~np.isfinite(values))}"
             )
         frame[column] = values
-    classes, y = np.unique(target.astype(str), return_inverse=True)
-    if len(classes) > max(2, len(target) // 2):
-        raise DataError(
-            f"{path}: label column {label!r} has {len(classes)} values in {len(target)} rows; wanted classes"
-        )
     return _stratified(path.stem, frame.to_numpy(np.float64), y, [str(c) for c in classes])
 
 

@@ -1,0 +1,107 @@
+"""A run that was killed goes on as if nothing had happened; another configuration may not go on in its place."""
+
+import multiprocessing
+import random
+import signal
+import time
+
+import pytest
+import tabular
+import torch
+from common.checkpoint import write_atomically
+from common.loop import Loop
+
+SHORT = ("--mix", "mixup", "--epochs", "4", "--batch-size", "128", "--seeds", "1", "--width", "1", "--queue", "500")
+
+
+def train(out, *options):
+    torch.set_num_threads(1)
+    tabular.main([*SHORT, "--device", "cpu", "--out", str(out), *options])
+
+
+def final_state(out, method):
+    return torch.load(out / "runs" / f"{method}-mixup-seed0" / "checkpoint.pt", weights_only=True)
+
+
+def assert_same(a, b):
+    """Equal to the bit, all the way down, wall-clock time aside."""
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            if key != "seconds":
+                assert_same(a[key], b[key])
+    elif isinstance(a, list):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y)
+    else:
+        assert a == b
+
+
+@pytest.mark.parametrize("method", ["moco"])  # it has all there is: a momentum copy, a queue
+def test_killed_five_times_ends_with_the_same_bits(tmp_path, runs, method):
+    options = ("--method", method, "--checkpoint-every", "0")
+    undisturbed = runs(tabular, *SHORT, *options, out=tmp_path / "undisturbed")
+
+    # The server imports torch once; every child is a fork of it, and dies without a chance to tidy up.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tabular"])
+    draw = random.Random(method)
+    steps, kills = [], 0
+    checkpoint = tmp_path / "killed" / "runs" / f"{method}-mixup-seed0" / "checkpoint.pt"
+    while kills < 5:
+        before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+        child = context.Process(target=train, args=(tmp_path / "killed", *options))
+        child.start()
+        while child.is_alive() and not (checkpoint.exists() and checkpoint.stat().st_mtime_ns > before):
+            time.sleep(0.002)  # until it has made some progress
+        time.sleep(draw.uniform(0, 0.1))
+        child.kill()
+        child.join()
+        assert child.exitcode in (-signal.SIGKILL, 0)  # 0: the end came first
+        kills += 1
+        steps.append(torch.load(checkpoint, weights_only=True)["progress"]["step"])
+    assert 0 < steps[0] < 44  # 4 epochs of 11 batches
+    resumed = runs(tabular, *SHORT, *options, out=tmp_path / "killed")
+    assert resumed[0]["metrics"] == undisturbed[0]["metrics"]
+    assert_same(final_state(tmp_path / "killed", method), final_state(tmp_path / "undisturbed", method))
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path, runs, monkeypatch):
+    first = runs(tabular, *SHORT)
+    monkeypatch.setattr(Loop, "record", lambda *_: pytest.fail("trained a step"))
+    again = runs(tabular, *SHORT)
+    assert again[0]["metrics"] == first[0]["metrics"]
+    assert again[0]["seconds"] == first[0]["seconds"]
+
+
+def test_another_configuration_is_refused_with_the_differences(runs, refusal):
+    runs(tabular, *SHORT)
+    line = refusal(tabular, *SHORT, "--alpha", 2, "--epochs", 5)
+    assert "alpha 1.0 there and 2.0 here" in line
+    assert "epochs 4 there and 5 here" in line
+    assert "batch_size" not in line
+    assert runs(tabular, *SHORT, "--alpha", 2, "--no-resume")[0]["config"]["alpha"] == 2
+
+
+def test_a_broken_checkpoint_is_named(tmp_path, runs, refusal):
+    runs(tabular, *SHORT)
+    checkpoint = tmp_path / "out" / "runs" / "npair-mixup-seed0" / "checkpoint.pt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    assert "checkpoint.pt" in refusal(tabular, *SHORT)
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file"
+    write_atomically(path, lambda file: file.write(b"old"))
+
+    def fail(file):
+        file.write(b"half of the ne")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, fail)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]

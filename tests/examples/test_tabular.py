@@ -1,0 +1,173 @@
+import gzip
+
+import numpy as np
+import pandas as pd
+import pytest
+import tabular
+import torch
+from common.dataset import DataError
+from common.tabular_data import input_dropout, load_tabular
+
+TINY = ("--epochs", 1, "--batch-size", 256, "--seeds", 1, "--width", 1, "--queue", 300)
+
+
+@pytest.mark.parametrize("method", ["npair", "simclr", "moco", "byol", "simsiam", "supcon"])
+def test_every_method_with_every_mix(runs, tmp_path, capsys, method):
+    done = runs(tabular, "--method", method, "--mix", "none", "mixup", "cutmix", *TINY)
+    assert [run["mix"] for run in done] == ["none", "mixup", "cutmix"]
+    for run in done:
+        assert run["method"] == method
+        assert run["seed"] == 0
+        assert run["seconds"] > 0
+        assert {"torch", "imix_aug", "python"} <= run["versions"].keys()
+        assert run["config"]["epochs"] == 1
+        assert run["config"]["alpha"] == 1.0
+        assert 0 < run["metrics"]["probe_accuracy"] <= 1
+        assert 0 < run["metrics"]["knn_accuracy"] <= 1
+    assert (tmp_path / "out" / "comparison.png").read_bytes().startswith(b"\x89PNG")
+    table = capsys.readouterr().out
+    assert all(word in table for word in ("linear probe", "kNN", "gain", "mixup", "cutmix"))
+
+
+def test_pretraining_beats_random_weights_and_seeds_differ(runs, tmp_path):
+    trained = runs(tabular, "--mix", "mixup", "--epochs", 15, "--batch-size", 128, "--seeds", 2)
+    untrained = runs(
+        tabular, "--mix", "mixup", "--epochs", 1, "--batch-size", 128, "--seeds", 2, "--lr", 1e-12, out=tmp_path / "not"
+    )
+    knn = [np.mean([run["metrics"]["knn_accuracy"] for run in runs]) for runs in (untrained, trained)]
+    assert knn[1] > 0.85
+    assert knn[1] > knn[0] + 0.03
+    assert trained[0]["metrics"] != trained[1]["metrics"]
+
+
+def test_no_augmentation_with_inputmix(runs):
+    done = runs(tabular, "--augment", "none", "--inputmix", 2, "--mix", "mixup", *TINY)
+    assert done[0]["config"]["inputmix"] == 2
+    assert done[0]["config"]["augment"] == "none"
+
+
+def forest(rows):
+    """Rows in UCI's format: 10 quantities, 4 + 40 indicators, the class last."""
+    draw = np.random.default_rng(0)
+    quantities = draw.integers(0, 3000, (rows, 10))
+    kinds = np.eye(4, dtype=int)[draw.integers(0, 4, rows)], np.eye(40, dtype=int)[draw.integers(0, 40, rows)]
+    return np.hstack([quantities, *kinds, draw.integers(1, 8, (rows, 1))])
+
+
+@pytest.mark.parametrize(("rows", "train", "test"), [(100_000, 15_120, 84_880), (20_000, 11_340, 3_780), (80, 60, 20)])
+def test_covtype_file(tmp_path, rows, train, test):
+    table = forest(rows)
+    pd.DataFrame(table).to_csv(tmp_path / "covtype.data.gz", header=False, index=False)
+    data = load_tabular(str(tmp_path / "covtype.data.gz"))
+    assert data.name == "covtype"
+    assert data.groups == (10, 4, 40)
+    assert (len(data.train_x), len(data.test_x), len(data.classes)) == (train, test, 7)
+    assert torch.equal(data.train_y, torch.from_numpy(table[:train, -1] - 1))
+    assert torch.equal(data.test_y, torch.from_numpy(table[train : train + test, -1] - 1))
+    mean, std = table[:train, :10].mean(0), table[:train, :10].std(0)
+    expected = (table[train : train + test, :10] - mean) / std
+    np.testing.assert_allclose(data.test_x[:, :10], expected, atol=1e-4)
+    assert torch.equal(data.train_x[:, 10:], torch.from_numpy(table[:train, 10:-1]).float())
+
+
+def test_covtype_trains_with_the_paper_recipe(runs, tmp_path):
+    pd.DataFrame(forest(200)).to_csv(tmp_path / "cover.csv", header=False, index=False)
+    config = runs(tabular, "--data", tmp_path / "cover.csv", "--epochs", 1, "--batch-size", 64)[0]["config"]
+    assert (config["temperature"], config["alpha"], config["dropout"], config["width"]) == (0.1, 2.0, 0.2, 4)
+
+
+def test_higgs_file(tmp_path):
+    draw = np.random.default_rng(0)
+    table = np.hstack([draw.integers(0, 2, (50, 1)), draw.normal(3.0, 2.0, (50, 28))])
+    with gzip.open(tmp_path / "HIGGS.csv.gz", "wt") as file:
+        np.savetxt(file, table, delimiter=",", fmt="%.18e")
+    data = load_tabular(str(tmp_path / "HIGGS.csv.gz"))
+    assert data.name == "higgs"
+    assert torch.equal(torch.cat([data.train_y, data.test_y]), torch.from_numpy(table[:, 0]).long())
+    assert (len(data.train_x), len(data.test_x)) == (40, 10)
+    np.testing.assert_allclose(data.train_x.mean(0), np.zeros(28), atol=1e-6)
+    np.testing.assert_allclose(data.train_x.std(0, correction=0), np.ones(28), atol=1e-6)
+
+
+@pytest.fixture
+def animals():
+    draw = np.random.default_rng(0)
+    kind = np.repeat(["cat", "dog", "eel"], 40)
+    size = draw.normal(0, 1, 120) + 5 * (kind == "dog")
+    return pd.DataFrame({"size": size, "kind": kind, "legs": np.where(kind == "eel", 0, 4), "constant": 1})
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".csv.gz", ".parquet"])
+def test_own_file(tmp_path, runs, animals, suffix):
+    path = tmp_path / f"animals{suffix}"
+    if suffix == ".parquet":
+        animals.to_parquet(path)
+    else:
+        animals.to_csv(path, index=False)
+    data = load_tabular(str(path), label="kind")
+    assert data.classes == ["cat", "dog", "eel"]
+    assert torch.bincount(data.train_y).tolist() == [32, 32, 32]
+    assert torch.bincount(data.test_y).tolist() == [8, 8, 8]
+    legs = torch.cat([data.train_x, data.test_x])[:, 1]
+    assert torch.equal(legs > 0, torch.cat([data.train_y, data.test_y]) != 2)
+    assert torch.equal(data.train_x[:, 2], torch.zeros(96))
+    done = runs(
+        tabular, "--data", path, "--label", "kind", "--epochs", 5, "--batch-size", 32, "--mix", "mixup", "--seeds", 1
+    )
+    assert done[0]["metrics"]["probe_accuracy"] > 0.7
+
+
+def test_input_dropout():
+    x = torch.ones(1000, 50)
+    y = input_dropout(0.2)(x)
+    assert set(y.unique().tolist()) == {0.0, 1.0}
+    assert abs(y.mean().item() - 0.8) < 0.01
+    assert torch.equal(input_dropout(0.0)(x), x)
+    a, b = (input_dropout(0.2)(x, torch.Generator().manual_seed(1)) for _ in range(2))
+    assert torch.equal(a, b)
+
+
+def test_refusals_name_what_is_wrong(tmp_path, refusal, animals):
+    def write(frame, name="bad.csv"):
+        frame.to_csv(tmp_path / name, index=False)
+        return str(tmp_path / name)
+
+    def error(data, *options, label="kind"):
+        with pytest.raises(DataError) as refused:
+            load_tabular(data, label=label)
+        return str(refused.value)
+
+    assert "no such file" in error(str(tmp_path / "absent.csv"))
+    good = write(animals, "good.csv")
+    assert "no column 'species'" in error(good, label="species")
+    assert "--label" in error(good, label=None)
+    (tmp_path / "empty.csv").touch()
+    assert "empty.csv: the file is empty" in error(str(tmp_path / "empty.csv"))
+    assert "empty.csv: the file is empty" in error(str(tmp_path / "empty.csv"), label=None)
+    (tmp_path / "broken.csv.gz").write_bytes(b"not gzip at all")
+    assert "broken.csv.gz" in error(str(tmp_path / "broken.csv.gz"))
+    whole = gzip.compress(animals.to_csv(index=False).encode())
+    (tmp_path / "torn.csv.gz").write_bytes(whole[:-20])
+    assert "torn.csv.gz" in error(str(tmp_path / "torn.csv.gz"))
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 and no more")
+    assert "broken.parquet" in error(str(tmp_path / "broken.parquet"))
+    text = error(write(animals.assign(legs=animals["legs"].astype(str).where(animals.index != 6, "four"))))
+    assert "'legs'" in text
+    assert "'four'" in text
+    assert "row 7" in text
+    assert "'size'" in error(write(animals.assign(size=animals["size"].where(animals.index != 3))))
+    assert "one class" in error(write(animals.assign(kind="cat")))
+    assert "has no value" in error(write(animals.assign(kind=animals["kind"].where(animals.index != 3))))
+    assert "no column beside" in error(write(animals[["kind"]]))
+    assert "wanted classes" in error(write(animals), label="size")
+
+    assert "--batch-size 512" in refusal(tabular, "--data", good, "--label", "kind", "--batch-size", 512)
+    assert "--epochs" in refusal(tabular, "--epochs", 0)
+    assert "--alpha" in refusal(tabular, "--alpha", -1)
+    assert "absent.csv" in refusal(tabular, "--data", tmp_path / "absent.csv")
+
+
+def test_a_loss_that_is_no_number_ends_the_run(refusal):
+    line = refusal(tabular, *TINY[2:], "--epochs", 30, "--method", "byol", "--mix", "none", "--lr", 1e30)
+    assert "loss became" in line
+    assert "at step" in line
