@@ -381,9 +381,9 @@ def test_ntxent_names_the_wrong_view(position, wrong):
 
 
 def test_byol_names_its_own_arguments():
-    with pytest.raises(ValueError, match="^target must have the shape of prediction"):
+    with pytest.raises(ValueError, match=r"^target must have the shape of prediction"):
         imix_byol_loss(X, Y[:1])
-    with pytest.raises(TypeError, match="^prediction must be floating-point"):
+    with pytest.raises(TypeError, match=r"^prediction must be floating-point"):
         imix_byol_loss(X.long(), Y)
-    with pytest.raises(ValueError, match="^reduction must be one of"):
+    with pytest.raises(ValueError, match=r"^reduction must be one of"):
         imix_byol_loss(X, Y, reduction="max")

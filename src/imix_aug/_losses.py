@@ -32,7 +32,7 @@ def imix_nce_loss(
     """Contrast each mixed query with the keys of the batch: i-Mix for N-pair losses and MoCo.
 
     Row i is classified among all keys, its soft target being key i with weight ``lam_i`` and key ``partner(i)`` with
-    the rest (Lee et al., ICLR 2021, arXiv 2010.08887, equations 3 and 7). Without labels this is InfoNCE. Memory grows
+    the rest (Lee et al., ICLR 2021, arXiv 2010.08887, equations 3 and 4). Without labels this is InfoNCE. Memory grows
     with (N + K) x D: the logits are never stored. For symmetric training call it twice with the views' roles swapped.
 
     Args:
@@ -98,7 +98,7 @@ def imix_ntxent_loss(
     Both views are mixed with the same labels. Anchor i of view 1 is classified among all 2N unmixed embeddings, less
     its own components in its own view (columns i and ``partner(i)`` of ``key_1``); its soft target is spread over
     columns i and ``partner(i)`` of ``key_2``. View 2 likewise, and the result is the mean of both (Lee et al., ICLR
-    2021, arXiv 2010.08887, section 3.2 and its appendix on SimCLR). With identity labels and ``query_v is key_v`` this
+    2021, arXiv 2010.08887, its application to SimCLR). With identity labels and ``query_v is key_v`` this
     is the NT-Xent loss of Chen et al., ICML 2020, arXiv 2002.05709, equation 1.
 
     Args:
@@ -227,8 +227,8 @@ def imix_byol_loss(
 ) -> Tensor:
     """Pull each mixed prediction towards its expected target: i-Mix for BYOL and SimSiam.
 
-    Row i costs ``2 - 2 <p_i, lam_i z_i + (1 - lam_i) z_partner(i)>`` (Lee et al., ICLR 2021, arXiv 2010.08887, section
-    3.3; without labels, and with normalisation, Grill et al., NeurIPS 2020, arXiv 2006.07733, equation 2).
+    Row i costs ``2 - 2 <p_i, lam_i z_i + (1 - lam_i) z_partner(i)>`` (Lee et al., ICLR 2021, arXiv 2010.08887, its
+    application to BYOL; without labels, and with normalisation, Grill et al., NeurIPS 2020, arXiv 2006.07733, equation 2).
 
     Args:
         prediction: ``(N, D)``, the predictor's output for the mixed view.

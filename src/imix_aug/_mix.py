@@ -20,7 +20,7 @@ class IMix(nn.Module):
     """Mix each sample of a batch with a partner from the batch, and label it with both.
 
     Every sample is a class of its own; row i becomes ``lam_i * x_i + (1 - lam_i) * x_partner(i)`` and its virtual label
-    is mixed alike (Lee et al., ICLR 2021, arXiv 2010.08887, equation 4 and section 3.1). ``partner`` is a random
+    is mixed alike (Lee et al., ICLR 2021, arXiv 2010.08887, equation 4). ``partner`` is a random
     permutation and ``lam = max(b, 1 - b)`` with ``b ~ Beta(alpha, alpha)``, so that a row's own share is never the
     smaller one. All is drawn on the input's device, with no wait between host and device.
 
@@ -99,7 +99,7 @@ class InputMix(nn.Module):
 
     For inputs that have few augmentations of their own: the weights of a row and of ``num_aux`` other rows come from a
     Dirichlet distribution, scaled so that the row itself keeps at least ``min_weight`` and so its identity (Lee et al.,
-    ICLR 2021, arXiv 2010.08887, section 3.4, "InputMix").
+    ICLR 2021, arXiv 2010.08887, "InputMix").
 
     Args:
         num_aux: how many other rows are mixed in; distinct ones, as far as the batch has them.
