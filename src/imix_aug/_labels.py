@@ -12,8 +12,8 @@ class VirtualLabels(NamedTuple):
     """The soft labels of a mixed batch in which every sample is a class of its own.
 
     The label of row i is ``lam_i * e_i + (1 - lam_i) * e_partner(i)``, e_j being the j-th unit vector (Lee et al.,
-    ICLR 2021, arXiv 2010.08887, equation 4). Two vectors stand for the N x N matrix. A named tuple, and so a pytree: it passes through
-    ``torch.compile``, DDP and collate functions, and unpacks as ``lam, partner``.
+    ICLR 2021, arXiv 2010.08887, equation 4). Two vectors stand for the N x N matrix. A named tuple, and so a pytree: it
+    passes through ``torch.compile``, DDP and collate functions, and unpacks as ``lam, partner``.
 
     Attributes:
         lam: ``(N,)`` float32, each row's own share, 1/2 to 1.

@@ -228,7 +228,8 @@ def imix_byol_loss(
     """Pull each mixed prediction towards its expected target: i-Mix for BYOL and SimSiam.
 
     Row i costs ``2 - 2 <p_i, lam_i z_i + (1 - lam_i) z_partner(i)>`` (Lee et al., ICLR 2021, arXiv 2010.08887, its
-    application to BYOL; without labels, and with normalisation, Grill et al., NeurIPS 2020, arXiv 2006.07733, equation 2).
+    application to BYOL; without labels, and with normalisation, Grill et al., NeurIPS 2020, arXiv 2006.07733, equation
+    2).
 
     Args:
         prediction: ``(N, D)``, the predictor's output for the mixed view.
