@@ -65,7 +65,16 @@ def test_dtype_follows_to():
     assert repr(queue) == "NegativeQueue(size=4, dim=2, filled=3)"
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_keys_are_widened(dtype):
+    keys, queue = torch.randn(3, 2).to(dtype), NegativeQueue(4, 2)
+    queue.enqueue(keys)
+    assert queue.negatives.dtype == torch.float32
+    assert torch.equal(queue.negatives, keys.float())
+
+
 REFUSED = [
+    (lambda: NegativeQueue(4, 2).enqueue(torch.ones(3, 2, dtype=torch.int64)), TypeError, "keys must be floating"),
     (lambda: NegativeQueue(0, 2), ValueError, "size must be at least 1"),
     (lambda: NegativeQueue(4.0, 2), TypeError, "size must be an int"),
     (lambda: NegativeQueue(4, -2), ValueError, "dim must be at least 1"),

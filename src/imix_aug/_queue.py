@@ -62,17 +62,20 @@ class NegativeQueue(nn.Module):
         """Put keys in and push the oldest out.
 
         Args:
-            keys: ``(N, D)`` for any N; of more than ``size`` keys the last ``size`` stay. No gradient is kept.
+            keys: ``(N, D)`` for any N; of more than ``size`` keys the last ``size`` stay. No gradient is kept. Half
+                precision (under autocast, say) is widened to the queue's dtype.
             gather_distributed: put in the keys of all ranks of ``process_group``, so that all ranks hold the same.
             process_group: default the default group.
         """
+        if isinstance(keys, Tensor) and keys.is_floating_point() and keys.element_size() < self.keys.element_size():
+            keys = keys.to(self.keys.dtype)
         _check.rows("keys", keys, self.keys, "the queue")
         if _check.process_group(gather_distributed, process_group):
             keys = gather_rows(keys, process_group)
         size = self.keys.shape[0]
         skipped = max(0, keys.shape[0] - size)
         start = (self._position + skipped) % size
-        newest = keys[skipped:].to(self.keys.dtype)
+        newest = keys[skipped:]
         until_wrap = size - start
         self.keys[start : start + newest.shape[0]] = newest[:until_wrap]
         self.keys[: max(0, newest.shape[0] - until_wrap)] = newest[until_wrap:]
