@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 
 import torch
-from common.cli import build_parser, complete, configuration, one_line_errors, pick_device
+from common.cli import build_parser, complete, one_line_errors, pick_device
 from common.dataset import Dataset
 from common.encoders import build_encoder
 from common.evaluate import evaluate
@@ -18,8 +18,8 @@ from common.image_augment import SimCLRAugment
 from common.image_data import load_image
 from common.loop import Loop
 from common.methods import build_method
-from common.recipe import build_inputmix, build_mix, build_optimizer
-from common.results import Results, run_folder
+from common.recipe import autocast, build_inputmix, build_mix, build_optimizer
+from common.results import Results
 from torch import Tensor, nn
 
 ARCHITECTURES = ("cnn", "resnet18", "resnet34", "resnet50", "resnet101")
@@ -51,33 +51,19 @@ def pretrain(
     torch.manual_seed(seed)
     _, channels, _, size = data.train_x.shape
     encoder = build_encoder(args.arch, channels, size, args.width)
-    method = build_method(
-        args.method, encoder, temperature=args.temperature, queue=args.queue, momentum=args.momentum
-    ).to(args.device)
+    method = build_method(args, encoder)
     imix, inputmix = build_mix(mix, args.alpha), build_inputmix(args.inputmix)
     # A mirrored digit is no digit; a mirrored cat is a cat.
     augment = SimCLRAugment(flip=data.name != "digits") if args.augment == "default" else nn.Identity()
 
-    steps = args.epochs * (len(data.train_x) // args.batch_size)
-    optimizer, schedule = build_optimizer(method, args, steps)
-    loop = Loop(
-        {"method": method, "optimizer": optimizer, "schedule": schedule},
-        rows=len(data.train_x),
-        batch_size=args.batch_size,
-        epochs=args.epochs,
-        seed=seed,
-        device=args.device,
-        path=run_folder(args.out, args.method, mix, seed) / "checkpoint.pt",
-        config=configuration(args, mix, seed),
-        resume=args.resume,
-        checkpoint_every=args.checkpoint_every,
-        title=f"{args.method} {mix} seed {seed}",
-    )
-    method.train()
+    optimizer, schedule = build_optimizer(args, method, len(data.train_x))
+    parts = {"method": method, "optimizer": optimizer, "schedule": schedule, "input": to_input}
+    loop = Loop(args, mix, seed, rows=len(data.train_x), parts=parts)
     for rows in loop:
         x = data.train_x[rows].float() / 255
         view_1, view_2 = (inputmix(to_input(augment(x))) for _ in range(2))
-        loss = method(view_1, view_2, imix, data.train_y[rows])
+        with autocast(args):
+            loss = method(view_1, view_2, imix, data.train_y[rows])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -101,7 +87,7 @@ def main(argv: list[str] | None = None) -> None:
     with one_line_errors():
         data = load_image(args.data, root=args.data_root, size=args.image_size)
         recipe = {"arch": "cnn" if pick_device(args.device).type == "cpu" else "resnet18"}
-        args = complete(args, {**recipe, **RECIPES.get(data.name, RECIPES["other"])}, "image", data)
+        args = complete(args, {**recipe, **RECIPES.get(data.name, RECIPES["other"])}, data)
         data = data.to(args.device)
         to_input = Normalize(data.train_x).to(args.device)
         results = Results(args, data.name)

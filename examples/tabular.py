@@ -10,14 +10,14 @@ from __future__ import annotations
 import argparse
 
 import torch
-from common.cli import build_parser, complete, configuration, one_line_errors
+from common.cli import build_parser, complete, one_line_errors
 from common.dataset import Dataset
 from common.encoders import TabularMLP
 from common.evaluate import evaluate
 from common.loop import Loop
 from common.methods import build_method
-from common.recipe import Columns, build_inputmix, build_mix, build_optimizer
-from common.results import Results, run_folder
+from common.recipe import Columns, autocast, build_inputmix, build_mix, build_optimizer
+from common.results import Results
 from common.tabular_data import input_dropout, load_tabular
 from torch import Tensor, nn
 
@@ -38,34 +38,20 @@ def pretrain(args: argparse.Namespace, data: Dataset, mix: str, seed: int) -> tu
     """Train one encoder from scratch; return it and the seconds that took."""
     torch.manual_seed(seed)
     encoder = TabularMLP(data.groups, args.width)
-    method = build_method(
-        args.method, encoder, temperature=args.temperature, queue=args.queue, momentum=args.momentum
-    ).to(args.device)
+    method = build_method(args, encoder)
     imix, inputmix = build_mix(mix, args.alpha), build_inputmix(args.inputmix)
     if mix == "cutmix":
         imix = Columns(imix)
     augment = input_dropout(args.dropout if args.augment == "default" else 0.0)
 
-    steps = args.epochs * (len(data.train_x) // args.batch_size)
-    optimizer, schedule = build_optimizer(method, args, steps)
-    loop = Loop(
-        {"method": method, "optimizer": optimizer, "schedule": schedule},
-        rows=len(data.train_x),
-        batch_size=args.batch_size,
-        epochs=args.epochs,
-        seed=seed,
-        device=args.device,
-        path=run_folder(args.out, args.method, mix, seed) / "checkpoint.pt",
-        config=configuration(args, mix, seed),
-        resume=args.resume,
-        checkpoint_every=args.checkpoint_every,
-        title=f"{args.method} {mix} seed {seed}",
-    )
-    method.train()
+    optimizer, schedule = build_optimizer(args, method, len(data.train_x))
+    parts = {"method": method, "optimizer": optimizer, "schedule": schedule}
+    loop = Loop(args, mix, seed, rows=len(data.train_x), parts=parts)
     for rows in loop:
         x = data.train_x[rows]
         view_1, view_2 = (inputmix(to_input(augment(x))) for _ in range(2))
-        loss = method(view_1, view_2, imix, data.train_y[rows])
+        with autocast(args):
+            loss = method(view_1, view_2, imix, data.train_y[rows])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -91,7 +77,7 @@ def main(argv: list[str] | None = None) -> None:
     with one_line_errors():
         data = load_tabular(args.data, label=args.label, root=args.data_root)
         recipe = RECIPES.get(data.name, RECIPES["other"])
-        args = complete(args, {"width": 4, "dropout": 0.2, **recipe}, "tabular", data)
+        args = complete(args, {"width": 4, "dropout": 0.2, **recipe}, data)
         data = data.to(args.device)
         results = Results(args, data.name)
         for mix in args.mix:

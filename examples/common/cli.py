@@ -23,10 +23,11 @@ MIXES = ("none", "mixup", "cutmix")
 def build_parser(domain: str, *, description: str, data: str, data_help: str) -> argparse.ArgumentParser:
     """The options every domain has; a script adds its own to them."""
     parser = argparse.ArgumentParser(prog=f"{domain}.py", description=description)
+    parser.set_defaults(domain=domain)
     option = parser.add_argument
     option("--data", default=data, help=f"{data_help} (default: {data})")
     option("--data-root", metavar="DIR", help="where downloads are kept (default: the library's own place)")
-    option("--method", default="npair", choices=METHODS, help="what to train with (default: npair)")
+    option("--method", default="npair", choices=tuple(METHODS), help="what to train with (default: npair)")
     option(
         "--mix", nargs="+", default=["none", "mixup"], choices=MIXES, help="train once with each (default: none mixup)"
     )
@@ -46,6 +47,9 @@ def build_parser(domain: str, *, description: str, data: str, data_help: str) ->
     option("--queue", type=_whole(1), metavar="K", help="MoCo: negatives in the queue (default: 4096)")
     option("--momentum", type=float, metavar="M", help="MoCo, BYOL: of the moving average (default: 0.999)")
     option("--width", type=_whole(1), metavar="W", help="width of the small networks")
+    option("--mix-at", metavar="LAYER", help="mix what this layer of the encoder says, not the input (manifold i-Mix)")
+    option("--amp", choices=("bf16",), help="train in mixed precision")
+    option("--compile", action="store_true", help="compile the encoder")
     option("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps ... (default: auto)")
     option("--out", type=Path, metavar="DIR", help=f"where the results go (default: runs/{domain}-DATA-METHOD)")
     option(
@@ -76,7 +80,7 @@ COMMON_RECIPE: dict[str, Any] = {
 }
 
 
-def complete(args: argparse.Namespace, recipe: Mapping[str, Any], domain: str, data: Dataset) -> argparse.Namespace:
+def complete(args: argparse.Namespace, recipe: Mapping[str, Any], data: Dataset) -> argparse.Namespace:
     """Fill what the command line left open, and settle on the device and the folder."""
     for key, value in {**COMMON_RECIPE, **recipe}.items():
         if getattr(args, key) is None:
@@ -84,7 +88,7 @@ def complete(args: argparse.Namespace, recipe: Mapping[str, Any], domain: str, d
     args.device = pick_device(args.device)
     if args.out is None:
         name = re.sub(r"[^\w.-]+", "_", data.name)
-        args.out = Path("runs") / f"{domain}-{name}-{args.method}"
+        args.out = Path("runs") / f"{args.domain}-{name}-{args.method}"
     if args.batch_size > len(data.train_x):
         raise DataError(
             f"--batch-size {args.batch_size}: larger than the {len(data.train_x)} training rows of {data.name}"
@@ -92,16 +96,6 @@ def complete(args: argparse.Namespace, recipe: Mapping[str, Any], domain: str, d
     if args.inputmix >= args.batch_size:
         raise DataError(f"--inputmix {args.inputmix}: wants fewer others than the batch has rows ({args.batch_size})")
     return args
-
-
-# What may change from one call to the next without making it another experiment.
-NOT_CONFIGURATION = {"mix", "seeds", "out", "resume", "checkpoint_every", "device", "data_root"}
-
-
-def configuration(args: argparse.Namespace, mix: str, seed: int) -> dict[str, Any]:
-    """All that decides the outcome of one run, as plain values."""
-    settled = {key: value for key, value in vars(args).items() if key not in NOT_CONFIGURATION}
-    return {**settled, "mix": mix, "seed": seed}
 
 
 def pick_device(name: str) -> torch.device:

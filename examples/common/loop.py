@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from common.checkpoint import load_checkpoint, save_checkpoint
+from common.experiment import configuration, run_folder, run_title
 from common.progress import Progress
 
 
@@ -21,7 +22,7 @@ class Diverged(Exception):
 class Loop:
     """Iterate over the row numbers of each batch; continue where a killed run stopped.
 
-        loop = Loop(parts, rows=len(x), ...)
+        loop = Loop(args, mix, seed, rows=len(x), parts={"net": net, "optimizer": optimizer})
         for rows in loop:
             loss = ...
             loop.record(loss)
@@ -30,34 +31,23 @@ class Loop:
     ``parts`` are the objects whose ``state_dict`` makes up the rest of the run's state.
     """
 
-    def __init__(
-        self,
-        parts: dict[str, Any],
-        *,
-        rows: int,
-        batch_size: int,
-        epochs: int,
-        seed: int,
-        device: torch.device,
-        path: Path,
-        config: dict[str, Any],
-        resume: bool,
-        checkpoint_every: float,
-        title: str,
-    ) -> None:
-        self.parts, self.config, self.path = parts, config, path
-        self.rows, self.batch_size, self.seed, self.device = rows, batch_size, seed, device
-        self.steps_per_epoch = rows // batch_size  # the last, smaller batch is left out: the loss depends on its size
-        self.steps = epochs * self.steps_per_epoch
-        self.checkpoint_every, self.title = checkpoint_every, title
+    def __init__(self, args: argparse.Namespace, mix: str, seed: int, *, rows: int, parts: dict[str, Any]) -> None:
+        self.parts, self.config = parts, configuration(args, mix, seed)
+        self.path, self.title = run_folder(args, mix, seed) / "checkpoint.pt", run_title(args, mix, seed)
+        self.rows, self.batch_size, self.seed, self.device = rows, args.batch_size, seed, args.device
+        self.steps_per_epoch = (
+            rows // args.batch_size
+        )  # the last, smaller batch is left out: the loss depends on its size
+        self.steps = args.epochs * self.steps_per_epoch
+        self.checkpoint_every = args.checkpoint_every
         self.step, self.seconds = 0, 0.0
         self.losses: list[float] = []  # the mean of each epoch
         self._recent: list[Tensor] = []  # on the device: reading one would wait for it
         self._epoch_loss = (0.0, 0)
-        if not resume:
-            path.unlink(missing_ok=True)
-        elif path.exists():
-            progress = load_checkpoint(path, config, parts)
+        if not args.resume:
+            self.path.unlink(missing_ok=True)
+        elif self.path.exists():
+            progress = load_checkpoint(self.path, self.config, parts)
             self.step, self.seconds = progress["step"], progress["seconds"]
             self.losses, self._epoch_loss = progress["losses"], tuple(progress["epoch_loss"])
 

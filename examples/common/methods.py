@@ -1,7 +1,8 @@
-"""The six methods. Each is one loss over two views, and takes i-Mix by the two lines of the quickstart."""
+"""The six methods. Each is one loss over two views, and takes i-Mix by mixing the first and keeping its labels."""
 
 from __future__ import annotations
 
+import argparse
 import copy
 
 import torch
@@ -10,8 +11,11 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from common.encoders import head
+from common.manifold import find_layer, mix_views, mixing_at
 from imix_aug import (
+    IMix,
     NegativeQueue,
+    VirtualLabels,
     imix_byol_loss,
     imix_nce_loss,
     imix_ntxent_loss,
@@ -22,108 +26,123 @@ PROJECTION = 128
 
 
 class Method(nn.Module):
-    """An encoder, its projection, and the loss of two views; ``mix`` is an ``IMix``, or None to train without."""
+    """An encoder, its projection, and the loss of two views; ``imix`` is an ``IMix``, or None to train without.
 
-    def __init__(self, encoder: nn.Module, temperature: float) -> None:
+    ``mix_at`` names the layer of the encoder whose output is mixed; None mixes the input.
+    """
+
+    def __init__(self, encoder: nn.Module, args: argparse.Namespace) -> None:
         super().__init__()
         self.encoder = encoder
         self.net = nn.Sequential(encoder, head(encoder.features, encoder.features, PROJECTION))
-        self.temperature = temperature
+        self.temperature = args.temperature
+        self.mix_at = args.mix_at
+        if self.mix_at:
+            find_layer(encoder, self.mix_at)
 
-    def forward(self, view_1: Tensor, view_2: Tensor, mix: nn.Module | None, classes: Tensor | None = None) -> Tensor:
+    def query(self, x: Tensor, imix: IMix | None, views: int = 1) -> tuple[Tensor, VirtualLabels | None]:
+        """Mix and project; the two lines of the quickstart, or their counterpart at a hidden layer."""
+        if imix is None:
+            return self.net(x), None
+        if self.mix_at:
+            with mixing_at(find_layer(self.encoder, self.mix_at), imix, views) as drawn:
+                query = self.net(x)
+            (labels,) = drawn
+            return query, labels
+        mixed, labels = mix_views(x, imix, views)
+        return self.net(mixed), labels
+
+    def forward(self, view_1: Tensor, view_2: Tensor, imix: IMix | None, classes: Tensor) -> Tensor:
+        """Return the loss of a batch."""
         raise NotImplementedError
 
     def after_step(self) -> None:
-        """What moves once the optimiser has: the momentum copy and the queue."""
+        """Move what follows the optimiser: the momentum copy and the queue."""
 
 
 class NPair(Method):
-    def forward(self, view_1, view_2, mix, classes=None):
-        view_1, labels = mix(view_1) if mix else (view_1, None)
-        return imix_nce_loss(self.net(view_1), self.net(view_2), labels, temperature=self.temperature)
+    def forward(self, view_1, view_2, imix, classes):
+        query, labels = self.query(view_1, imix)
+        return imix_nce_loss(query, self.net(view_2), labels, temperature=self.temperature)
 
 
 class SimCLR(Method):
-    def forward(self, view_1, view_2, mix, classes=None):
-        key_1, key_2 = self.net(view_1), self.net(view_2)
-        if mix is None:
-            return imix_ntxent_loss(key_1, key_2, key_1, key_2, None, temperature=self.temperature)
-        (mixed_1, mixed_2), labels = mix((view_1, view_2))
-        query_1, query_2 = self.net(mixed_1), self.net(mixed_2)
-        return imix_ntxent_loss(query_1, query_2, key_1, key_2, labels, temperature=self.temperature)
+    def forward(self, view_1, view_2, imix, classes):
+        views = torch.cat([view_1, view_2])
+        keys = self.net(views)
+        queries, labels = (keys, None) if imix is None else self.query(views, imix, views=2)
+        return imix_ntxent_loss(*queries.chunk(2), *keys.chunk(2), labels, temperature=self.temperature)
 
 
 class SupCon(Method):
-    def forward(self, view_1, view_2, mix, classes=None):
-        view_1, labels = mix(view_1) if mix else (view_1, None)
-        return imix_supcon_loss(self.net(view_1), self.net(view_2), classes, labels, temperature=self.temperature)
+    def forward(self, view_1, view_2, imix, classes):
+        query, labels = self.query(view_1, imix)
+        return imix_supcon_loss(query, self.net(view_2), classes, labels, temperature=self.temperature)
 
 
 class MoCo(Method):
-    def __init__(self, encoder: nn.Module, temperature: float, queue: int, momentum: float) -> None:
-        super().__init__(encoder, temperature)
+    def __init__(self, encoder: nn.Module, args: argparse.Namespace) -> None:
+        super().__init__(encoder, args)
         self.key_net = copy.deepcopy(self.net).requires_grad_(False)
-        self.queue = NegativeQueue(queue, PROJECTION)
-        self._ema = get_ema_multi_avg_fn(momentum)
+        self.queue = NegativeQueue(args.queue, PROJECTION)
+        self._move = get_ema_multi_avg_fn(args.momentum)
         self._keys: Tensor | None = None
 
-    def forward(self, view_1, view_2, mix, classes=None):
+    def forward(self, view_1, view_2, imix, classes):
         with torch.no_grad():
-            keys = self._keys = F.normalize(self.key_net(view_2))
+            keys = self._keys = F.normalize(self.key_net(view_2).float())
         negatives = self.queue.negatives
-        if mix is None:  # MoCo as published: its own key against the queue alone
-            query = F.normalize(self.net(view_1))
+        query, labels = self.query(view_1, imix)
+        if imix is None:  # MoCo as published: its own key against the queue alone
+            query = F.normalize(query.float())
             logits = torch.cat([(query * keys).sum(1, keepdim=True), query @ negatives.T], 1) / self.temperature
             return F.cross_entropy(logits, logits.new_zeros(len(query), dtype=torch.long))
-        view_1, labels = mix(view_1)
-        return imix_nce_loss(self.net(view_1), keys, labels, temperature=self.temperature, negatives=negatives)
+        return imix_nce_loss(query, keys, labels, temperature=self.temperature, negatives=negatives)
 
     @torch.no_grad()
     def after_step(self) -> None:
         self.queue.enqueue(self._keys)  # not earlier: the backward pass of the loss still needs the old rows
-        self._ema(list(self.key_net.parameters()), list(self.net.parameters()), None)
+        self._move(list(self.key_net.parameters()), list(self.net.parameters()), None)
 
 
 class BYOL(Method):
-    def __init__(self, encoder: nn.Module, momentum: float) -> None:
-        super().__init__(encoder, temperature=1.0)
+    def __init__(self, encoder: nn.Module, args: argparse.Namespace) -> None:
+        super().__init__(encoder, args)
         self.predictor = head(PROJECTION, encoder.features, PROJECTION)
         self.target_net = copy.deepcopy(self.net).requires_grad_(False)
-        self._ema = get_ema_multi_avg_fn(momentum)
+        self._move = get_ema_multi_avg_fn(args.momentum)
 
-    def forward(self, view_1, view_2, mix, classes=None):
+    def forward(self, view_1, view_2, imix, classes):
         with torch.no_grad():
             target = self.target_net(view_2)
-        view_1, labels = mix(view_1) if mix else (view_1, None)
-        return imix_byol_loss(self.predictor(self.net(view_1)), target, labels)
+        query, labels = self.query(view_1, imix)
+        return imix_byol_loss(self.predictor(query), target, labels)
 
     @torch.no_grad()
     def after_step(self) -> None:
-        self._ema(list(self.target_net.parameters()), list(self.net.parameters()), None)
+        self._move(list(self.target_net.parameters()), list(self.net.parameters()), None)
 
 
 class SimSiam(Method):
-    def __init__(self, encoder: nn.Module) -> None:
-        super().__init__(encoder, temperature=1.0)
-        self.net = nn.Sequential(self.net, nn.BatchNorm1d(PROJECTION, affine=False))  # keeps it from collapsing
+    def __init__(self, encoder: nn.Module, args: argparse.Namespace) -> None:
+        super().__init__(encoder, args)
+        self.net.append(nn.BatchNorm1d(PROJECTION, affine=False))  # keeps it from collapsing
         self.predictor = head(PROJECTION, PROJECTION // 4, PROJECTION)
 
-    def forward(self, view_1, view_2, mix, classes=None):
+    def forward(self, view_1, view_2, imix, classes):
         with torch.no_grad():
             target = self.net(view_2)
-        view_1, labels = mix(view_1) if mix else (view_1, None)
-        return imix_byol_loss(self.predictor(self.net(view_1)), target, labels)
+        query, labels = self.query(view_1, imix)
+        return imix_byol_loss(self.predictor(query), target, labels)
 
 
-METHODS = ("npair", "simclr", "moco", "byol", "simsiam", "supcon")
+METHODS = {"npair": NPair, "simclr": SimCLR, "moco": MoCo, "byol": BYOL, "simsiam": SimSiam, "supcon": SupCon}
 
 
-def build_method(name: str, encoder: nn.Module, *, temperature: float, queue: int, momentum: float) -> Method:
-    """Build a method by its name on the command line."""
-    if name == "moco":
-        return MoCo(encoder, temperature, queue, momentum)
-    if name == "byol":
-        return BYOL(encoder, momentum)
-    if name == "simsiam":
-        return SimSiam(encoder)
-    return {"npair": NPair, "simclr": SimCLR, "supcon": SupCon}[name](encoder, temperature)
+def build_method(args: argparse.Namespace, encoder: nn.Module) -> Method:
+    """Build ``--method`` around an encoder, on the device it trains on."""
+    layout = torch.channels_last if args.device.type == "cuda" else torch.preserve_format
+    method = METHODS[args.method](encoder, args).to(args.device, memory_format=layout).train()
+    if args.compile:
+        encoder.compile()
+    return method

@@ -38,9 +38,10 @@ def build_inputmix(others: int) -> Callable[[Tensor], Tensor]:
 
 
 def build_optimizer(
-    method: nn.Module, args: argparse.Namespace, steps: int
+    args: argparse.Namespace, method: nn.Module, rows: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """SGD whose rate is in proportion to the batch, warms up for ten epochs or a tenth, and falls as a cosine."""
+    steps = args.epochs * (rows // args.batch_size)
     trained = [p for p in method.parameters() if p.requires_grad]
     rate = args.lr * args.batch_size / 256
     optimizer = torch.optim.SGD(trained, lr=rate, momentum=0.9, weight_decay=args.weight_decay)
@@ -52,3 +53,8 @@ def build_optimizer(
         return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def autocast(args: argparse.Namespace) -> torch.autocast:
+    """Open the precision that ``--amp`` asks for."""
+    return torch.autocast(args.device.type, torch.bfloat16, enabled=args.amp == "bf16")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 
 import imix_aug
 from common.checkpoint import write_atomically
-from common.cli import configuration
+from common.experiment import configuration
 from common.plots import draw_comparison
 
 METRICS = {"probe_accuracy": "linear probe", "knn_accuracy": "kNN"}
@@ -80,8 +79,3 @@ def format_table(summary: dict[str, dict[str, tuple[float, float]]]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
-
-
-def run_folder(out: Path, method: str, mix: str, seed: int) -> Path:
-    """Where the checkpoints of one run lie."""
-    return out / "runs" / f"{method}-{mix}-seed{seed}"
