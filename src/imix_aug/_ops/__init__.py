@@ -6,6 +6,7 @@ computes it with its gradients: the softmax-weighted keys for each query, which 
 would, and the softmax-weighted queries for each key.
 """
 
+import functools
 from types import ModuleType
 
 import torch
@@ -15,7 +16,19 @@ from imix_aug._ops import blocked
 
 
 def _implementation(device: torch.device) -> ModuleType:
-    return blocked
+    return _on_cuda(device) if device.type == "cuda" else blocked
+
+
+@functools.cache
+def _on_cuda(device: torch.device) -> ModuleType:
+    """Return the Triton kernels where Triton is installed and the card has the matrix units they are made for."""
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return blocked
+    try:
+        from imix_aug._ops import triton
+    except ImportError:
+        return blocked
+    return triton
 
 
 def row_logsumexp(
@@ -35,8 +48,8 @@ def row_logsumexp(
         negatives: ``(K, D)``, more keys, constant.
         excluded: ``(N, E)`` int64, columns of ``key`` that row i leaves out; a column may come twice.
         dtype: what the matrix products take in, default the dtype of ``query``; sums are kept in float32 or float64.
-        summed: return the sum of the rows. Their weights in the gradient being known to be equal, the CPU then needs
-            a single sweep over the logits.
+        summed: return the sum of the rows. Their weights in the gradient being known to be equal, the key gradient
+            comes out of the forward pass too, and where a block of logits is at hand without computing it again.
 
     Returns:
         ``(N,)``, or a 0-d tensor when ``summed``; float64 for float64 input, else float32.
@@ -81,7 +94,8 @@ def _(
 
 @torch.library.custom_op("imix_aug::row_logsumexp_key_grad", mutates_args=())
 def _key_grad_op(query: Tensor, key: Tensor, excluded: Tensor | None, lse: Tensor, weight: Tensor) -> Tensor:
-    return _implementation(query.device).key_grad(query, key, excluded, lse, weight)
+    grad: Tensor = _implementation(query.device).key_grad(query, key, excluded, lse, weight)
+    return grad
 
 
 @_key_grad_op.register_fake
@@ -98,7 +112,7 @@ class _RowLogSumExp(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query, key, negatives, excluded, dtype, summed):
         needs_query_grad, needs_key_grad = ctx.needs_input_grad[:2]
-        one_sweep = summed and needs_key_grad and query.device.type != "cuda"
+        one_sweep = summed and needs_key_grad
         rows = query.detach().to(dtype), key.detach().to(dtype)
         constants = None if negatives is None else negatives.detach().to(dtype)
         lse, query_grad, key_grad = _forward_op(*rows, constants, excluded, needs_query_grad, one_sweep)
