@@ -15,33 +15,18 @@ from common.dataset import Dataset
 from common.encoders import build_encoder
 from common.evaluate import evaluate
 from common.image_augment import SimCLRAugment
-from common.image_data import load_image
+from common.image_data import Normalize, load_image
 from common.loop import Loop
 from common.methods import build_method
 from common.recipe import autocast, build_inputmix, build_mix, build_optimizer
 from common.results import Results
-from torch import Tensor, nn
+from torch import nn
 
 ARCHITECTURES = ("cnn", "resnet18", "resnet34", "resnet50", "resnet101")
 RECIPES = {
     "digits": {"epochs": 40, "arch": "cnn", "width": 16},
     "other": {"epochs": 100, "width": 32},
 }
-
-
-class Normalize(nn.Module):
-    """From uint8 or [0, 1] to zero mean and unit variance of the training images, channel by channel."""
-
-    def __init__(self, images: Tensor) -> None:
-        super().__init__()
-        sample = images[:: max(1, len(images) // 5000)].float() / 255
-        std, mean = torch.std_mean(sample, dim=(0, 2, 3), keepdim=True)
-        self.register_buffer("mean", mean)
-        self.register_buffer("std", std.clamp(min=1e-3))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x if x.is_floating_point() else x.float() / 255
-        return (x - self.mean) / self.std
 
 
 def pretrain(

@@ -65,6 +65,7 @@ def build_parser(domain: str, *, description: str, data: str, data_help: str) ->
         metavar="SECONDS",
         help="how often a checkpoint is written (default: 60)",
     )
+    option("--tensorboard", action="store_true", help="also write loss and learning rate for TensorBoard, run by run")
     return parser
 
 

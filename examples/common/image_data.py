@@ -11,7 +11,7 @@ import torchvision
 from PIL import Image, ImageOps
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from common.dataset import DataError, Dataset
@@ -95,3 +95,18 @@ def _read(path: Path) -> Image.Image:
         return Image.open(path).convert("RGB")
     except (OSError, SyntaxError, ValueError) as error:
         raise DataError(f"{path}: not an image that can be read ({error})".replace("\n", " ")) from error
+
+
+class Normalize(nn.Module):
+    """From uint8 or [0, 1] to zero mean and unit variance of the training images, channel by channel."""
+
+    def __init__(self, images: Tensor) -> None:
+        super().__init__()
+        sample = images[:: max(1, len(images) // 5000)].float() / 255
+        std, mean = torch.std_mean(sample, dim=(0, 2, 3), keepdim=True)
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std.clamp(min=1e-3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x if x.is_floating_point() else x.float() / 255
+        return (x - self.mean) / self.std

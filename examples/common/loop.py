@@ -40,6 +40,11 @@ class Loop:
         )  # the last, smaller batch is left out: the loss depends on its size
         self.steps = args.epochs * self.steps_per_epoch
         self.checkpoint_every = args.checkpoint_every
+        self._board = None
+        if args.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+
+            self._board = SummaryWriter(str(self.path.parent))
         self.step, self.seconds = 0, 0.0
         self.losses: list[float] = []  # the mean of each epoch
         self._recent: list[Tensor] = []  # on the device: reading one would wait for it
@@ -64,6 +69,7 @@ class Loop:
                         self._read_losses()
                         self.losses.append(self._epoch_loss[0] / self._epoch_loss[1])
                         self._epoch_loss = (0.0, 0)
+                        self._show()
                     progress.advance(self.losses[-1] if self.losses else None)
                     if time.monotonic() - saved >= self.checkpoint_every or self.step == self.steps:
                         self.save()
@@ -86,6 +92,13 @@ class Loop:
             "epoch_loss": list(self._epoch_loss),
         }
         save_checkpoint(self.path, self.config, progress, self.parts)
+
+    def _show(self) -> None:
+        if self._board is None:
+            return
+        self._board.add_scalar("loss", self.losses[-1], self.step)
+        self._board.add_scalar("learning rate", self.parts["optimizer"].param_groups[0]["lr"], self.step)
+        self._board.flush()
 
     def _order(self, epoch: int) -> tuple[Tensor, ...]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -21,8 +23,9 @@ def draw_comparison(path: Path, title: str, summary: dict[str, dict[str, tuple[f
     for i, (mix, values) in enumerate(summary.items()):
         places = [j + (i - (len(summary) - 1) / 2) * width for j in range(len(metrics))]
         means, deviations = zip(*(values[metric] for metric in metrics), strict=True)
-        label = "without i-Mix" if mix == "none" else f"i-Mix ({mix})"
-        bars = axes.bar(places, means, width * 0.92, yerr=deviations, capsize=4, label=label, color=COLOURS[mix])
+        bars = axes.bar(
+            places, means, width * 0.92, yerr=deviations, capsize=4, label=label_of(mix), color=COLOURS[mix]
+        )
         axes.bar_label(bars, fmt="%.1f", padding=3, fontsize=9)
     low = min(m - d for values in summary.values() for m, d in values.values())
     high = max(m + d for values in summary.values() for m, d in values.values())
@@ -33,6 +36,44 @@ def draw_comparison(path: Path, title: str, summary: dict[str, dict[str, tuple[f
     axes.set_title(title)
     axes.legend(loc="lower right", framealpha=0.9)
     save_figure(figure, path)
+
+
+def draw_curves(path: Path, title: str, losses: dict[str, list[list[float]]]) -> None:
+    """Draw the loss of every run against the epochs, one colour a mix."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for mix, seeds in losses.items():
+        for i, curve in enumerate(seeds):
+            axes.plot(
+                range(1, len(curve) + 1), curve, color=COLOURS[mix], alpha=0.8, label=None if i else label_of(mix)
+            )
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("training loss (with i-Mix higher by nature: its labels are soft)")
+    axes.set_title(title)
+    axes.legend()
+    save_figure(figure, path)
+
+
+def draw_map(path: Path, title: str, points: np.ndarray, labels: np.ndarray, classes: list[str]) -> None:
+    """Draw features in two dimensions, coloured by class."""
+    figure = Figure(figsize=(7, 6), layout="constrained")
+    axes = figure.add_subplot()
+    colours = colormaps["tab10" if len(classes) <= 10 else "tab20" if len(classes) <= 20 else "turbo"]
+    for i, name in enumerate(classes):
+        rows = points[labels == i]
+        colour = colours(i) if len(classes) <= 20 else colours(i / (len(classes) - 1))
+        axes.scatter(rows[:, 0], rows[:, 1], s=8, color=colour, label=name)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.set_title(title)
+    if len(classes) <= 20:
+        axes.legend(markerscale=2, fontsize=8)
+    save_figure(figure, path)
+
+
+def label_of(mix: str) -> str:
+    """What a mix is called in a legend."""
+    return "without i-Mix" if mix == "none" else f"i-Mix ({mix})"
 
 
 def save_figure(figure: Figure, path: Path) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 import imix_aug
-from common.checkpoint import write_atomically
-from common.experiment import configuration
-from common.plots import draw_comparison
+from common.checkpoint import read_checkpoint, write_atomically
+from common.experiment import configuration, run_folder
+from common.plots import draw_comparison, draw_curves
 
 METRICS = {"probe_accuracy": "linear probe", "knn_accuracy": "kNN"}
 
@@ -51,7 +51,15 @@ class Results:
         print(f"\n{self.title}: accuracy in percent, {self.args.seeds} seed(s)\n")
         print(format_table(summarize(self.runs)))
         draw_comparison(self.args.out / "comparison.png", self.title, summarize(self.runs))
-        print(f"\n{self.args.out / 'results.json'}, {self.args.out / 'comparison.png'}")
+        draw_curves(self.args.out / "curves.png", self.title, self._losses())
+        print(f"\n{self.args.out / 'results.json'}, {self.args.out / 'comparison.png'}, {self.args.out / 'curves.png'}")
+
+    def _losses(self) -> dict[str, list[list[float]]]:
+        losses: dict[str, list[list[float]]] = {}
+        for run in self.runs:
+            path = run_folder(self.args, run["mix"], run["seed"]) / "checkpoint.pt"
+            losses.setdefault(run["mix"], []).append(read_checkpoint(path)["progress"]["losses"])
+        return losses
 
 
 def summarize(runs: list[dict[str, Any]]) -> dict[str, dict[str, tuple[float, float]]]:

@@ -7,6 +7,7 @@ import tabular
 import torch
 from common.dataset import DataError
 from common.tabular_data import input_dropout, load_tabular
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 TINY = ("--epochs", 1, "--batch-size", 256, "--seeds", 1, "--width", 1, "--queue", 300)
 
@@ -24,13 +25,14 @@ def test_every_method_with_every_mix(runs, tmp_path, capsys, method):
         assert run["config"]["alpha"] == 1.0
         assert 0 < run["metrics"]["probe_accuracy"] <= 1
         assert 0 < run["metrics"]["knn_accuracy"] <= 1
-    assert (tmp_path / "out" / "comparison.png").read_bytes().startswith(b"\x89PNG")
+    for picture in ("comparison.png", "curves.png"):
+        assert (tmp_path / "out" / picture).read_bytes().startswith(b"\x89PNG")
     table = capsys.readouterr().out
     assert all(word in table for word in ("linear probe", "kNN", "gain", "mixup", "cutmix"))
 
 
 def test_pretraining_beats_random_weights_and_seeds_differ(runs, tmp_path):
-    trained = runs(tabular, "--mix", "mixup", "--epochs", 15, "--batch-size", 128, "--seeds", 2)
+    trained = runs(tabular, "--mix", "mixup", "--epochs", 10, "--batch-size", 128, "--seeds", 2)
     untrained = runs(
         tabular, "--mix", "mixup", "--epochs", 1, "--batch-size", 128, "--seeds", 2, "--lr", 1e-12, out=tmp_path / "not"
     )
@@ -171,3 +173,13 @@ def test_a_loss_that_is_no_number_ends_the_run(refusal):
     line = refusal(tabular, *TINY[2:], "--epochs", 30, "--method", "byol", "--mix", "none", "--lr", 1e30)
     assert "loss became" in line
     assert "at step" in line
+
+
+def test_tensorboard_gets_the_loss_of_every_epoch(runs, tmp_path):
+    runs(tabular, *TINY[2:], "--epochs", 3, "--mix", "none", "--tensorboard")
+    folder = tmp_path / "out" / "runs" / "npair-none-seed0"
+    events = EventAccumulator(str(folder)).Reload()
+    progress = torch.load(folder / "checkpoint.pt", weights_only=True)["progress"]
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx(progress["losses"])
+    assert [event.step for event in events.Scalars("loss")] == [5, 10, 15]
+    assert events.Scalars("learning rate")[-1].value < 0.01

@@ -1,0 +1,99 @@
+"""Ask of a saved encoder what its features are worth: with all labels, with few, and fine-tuned.
+
+python examples/probe.py runs/tabular-digits-npair/runs/npair-mixup-seed0/checkpoint.pt
+python examples/probe.py CHECKPOINT --data OTHER_DATA        # transfer
+python examples/probe.py CHECKPOINT --labels 0.01 0.1 --fine-tune
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from statistics import mean
+
+import torch
+import torch.nn.functional as F
+from common.checkpoint import write_atomically
+from common.cli import one_line_errors, pick_device
+from common.dataset import Dataset
+from common.evaluate import extract_features, linear_probe, nearest_neighbours
+from common.saved import add_options, open_run
+from torch import Tensor, nn
+
+
+def draw_labels(y: Tensor, share: float, seed: int) -> Tensor:
+    """Rows that keep their label: this share of every class, one row at least."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for label in y.unique():
+        of_class = (y == label).nonzero().flatten()
+        kept = max(1, round(share * len(of_class)))
+        rows.append(of_class[torch.randperm(len(of_class), generator=generator)[:kept].to(y.device)])
+    return torch.cat(rows)
+
+
+def fine_tune(
+    encoder: nn.Module, data: Dataset, to_input: Callable[[Tensor], Tensor], rows: Tensor, epochs: int, rate: float
+) -> float:
+    """Train encoder and classifier on the labelled rows; return the accuracy on the test rows."""
+    torch.manual_seed(0)
+    net = nn.Sequential(copy.deepcopy(encoder), nn.Linear(encoder.features, len(data.classes))).to(rows.device)
+    batch = min(128, len(rows))
+    steps = epochs * (len(rows) // batch)
+    optimizer = torch.optim.SGD(net.parameters(), lr=rate, momentum=0.9, nesterov=True, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
+    net.train()
+    for _ in range(epochs):
+        order = rows[torch.randperm(len(rows)).to(rows.device)]
+        for some in order[: len(rows) // batch * batch].split(batch):
+            loss = F.cross_entropy(net(to_input(data.train_x[some])), data.train_y[some])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    logits = extract_features(net, data.test_x, to_input)
+    return (logits.argmax(1) == data.test_y).double().mean().item()
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Probe and report."""
+    parser = argparse.ArgumentParser(prog="probe.py", description="What the features of a saved encoder are worth.")
+    add_options(parser)
+    parser.add_argument(
+        "--labels", nargs="+", type=float, default=[0.01, 0.1, 1.0], metavar="SHARE", help="of the labels"
+    )
+    parser.add_argument("--draws", type=int, default=3, help="how often a share is drawn; the mean counts (default: 3)")
+    parser.add_argument("--fine-tune", action="store_true", help="also train the encoder on the labels")
+    parser.add_argument("--epochs", type=int, default=30, help="of fine-tuning (default: 30)")
+    parser.add_argument("--lr", type=float, default=0.05, help="of fine-tuning (default: 0.05)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the numbers as JSON")
+    args = parser.parse_args(argv)
+    if not all(0 < share <= 1 for share in args.labels):
+        parser.error(f"--labels {args.labels}: wanted shares between 0 and 1")
+    with one_line_errors():
+        device = pick_device(args.device)
+        encoder, data, to_input = open_run(args, device)
+        train = extract_features(encoder, data.train_x, to_input)
+        test = extract_features(encoder, data.test_x, to_input)
+        found = {"knn_accuracy": nearest_neighbours(train, data.train_y, test, data.test_y), "labels": {}}
+        print(f"{data.name}: accuracy in percent\n\nkNN, all labels       {100 * found['knn_accuracy']:6.2f}")
+        for share in args.labels:
+            draws = [draw_labels(data.train_y, share, seed) for seed in range(args.draws if share < 1 else 1)]
+            probes = [linear_probe(train[rows], data.train_y[rows], test, data.test_y) for rows in draws]
+            cell = {"rows": len(draws[0]), "probe_accuracy": mean(probes)}
+            print(f"linear probe, {100 * share:5.4g} %  {100 * cell['probe_accuracy']:6.2f}   ({len(draws[0])} labels)")
+            if args.fine_tune:
+                tuned = [fine_tune(encoder, data, to_input, rows, args.epochs, args.lr) for rows in draws]
+                cell["fine_tuned_accuracy"] = mean(tuned)
+                print(f"fine-tuned,   {100 * share:5.4g} %  {100 * cell['fine_tuned_accuracy']:6.2f}")
+            found["labels"][str(share)] = cell
+        if args.out:
+            text = json.dumps({"checkpoint": str(args.checkpoint), "data": data.name, **found}, indent=2) + "\n"
+            write_atomically(args.out, lambda file: file.write(text.encode()))
+
+
+if __name__ == "__main__":
+    main()
