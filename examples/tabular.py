@@ -22,7 +22,7 @@ from common.tabular_data import input_dropout, load_tabular
 from torch import Tensor, nn
 
 RECIPES = {
-    "digits": {"epochs": 100, "alpha": 1.0, "temperature": 0.1},
+    "digits": {"epochs": 100, "alpha": 1.0, "temperature": 0.2},
     "covtype": {"epochs": 150, "alpha": 2.0, "temperature": 0.1, "batch_size": 512},
     "higgs": {"epochs": 20, "alpha": 2.0, "temperature": 0.1, "batch_size": 512},
     "other": {"epochs": 100, "alpha": 2.0, "temperature": 0.1},
