@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from imix_aug import _check, _draw
 from imix_aug._labels import VirtualLabels
+from imix_aug._ops.mix import blend, paste
 
 Batch = TypeVar("Batch")
 
@@ -83,9 +84,9 @@ class IMix(nn.Module):
         lam = _draw.shares(self.alpha, n if self.per_sample else 1, device, self.generator)
         if self.mode == "cutmix":
             bounds, lam = _draw.boxes(lam, sizes, self.generator)
-            mixed = _map(lambda leaf: _paste(leaf, partner, bounds), x)
+            mixed = _map(lambda leaf: paste(leaf, partner, bounds), x)
         else:
-            mixed = _map(lambda leaf: _blend(leaf, partner, lam), x)
+            mixed = _map(lambda leaf: blend(leaf, partner, lam), x)
         return mixed, VirtualLabels(lam.expand(n), partner)
 
     def extra_repr(self) -> str:
@@ -155,23 +156,6 @@ class InputMix(nn.Module):
     def extra_repr(self) -> str:
         """Return the settings, for ``repr``."""
         return f"num_aux={self.num_aux}, alpha={self.alpha}, min_weight={self.min_weight}"
-
-
-def _blend(x: Tensor, partner: Tensor, lam: Tensor) -> Tensor:
-    """Return ``lam_i x_i + (1 - lam_i) x_partner(i)``, computed in float32 at least."""
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    own = x.to(dtype)
-    return torch.lerp(own[partner], own, _column(lam, x).to(dtype)).to(x.dtype)
-
-
-def _paste(x: Tensor, partner: Tensor, bounds: Tensor) -> Tensor:
-    """Return x with the partner's values inside each box."""
-    inside = torch.ones((), dtype=torch.bool, device=x.device)
-    for axis, size in enumerate(x.shape[2:]):
-        start, stop = (bound.view(-1, *(1 for _ in x.shape[1:])) for bound in bounds[:, axis].unbind(1))
-        position = torch.arange(size, device=x.device).view(-1, *(1 for _ in x.shape[3 + axis :]))
-        inside = inside & (position >= start) & (position < stop)
-    return torch.where(inside, x[partner], x)
 
 
 def _combine(x: Tensor, others: list[Tensor], weights: Tensor) -> Tensor:

@@ -6,28 +6,20 @@ computes it with its gradients: the softmax-weighted keys for each query, which 
 would, and the softmax-weighted queries for each key.
 """
 
-import functools
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from imix_aug._ops import blocked
+from imix_aug._ops.devices import runs_triton
 
 
 def _implementation(device: torch.device) -> ModuleType:
-    return _on_cuda(device) if device.type == "cuda" else blocked
-
-
-@functools.cache
-def _on_cuda(device: torch.device) -> ModuleType:
-    """Return the Triton kernels where Triton is installed and the card has the matrix units they are made for."""
-    if torch.cuda.get_device_capability(device) < (8, 0):
+    if not runs_triton(device):
         return blocked
-    try:
-        from imix_aug._ops import triton
-    except ImportError:
-        return blocked
+    from imix_aug._ops import triton
+
     return triton
 
 
@@ -108,14 +100,21 @@ def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def _needs_operator(rows: Tensor) -> bool:
+    """Say whether the work is to be one opaque operator: plain torch in eager mode does without, and saves its cost."""
+    return torch.compiler.is_compiling() or rows.device.type != "cpu"
+
+
 class _RowLogSumExp(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query, key, negatives, excluded, dtype, summed):
         needs_query_grad, needs_key_grad = ctx.needs_input_grad[:2]
         one_sweep = summed and needs_key_grad
+        dtype = blocked.product_dtype(dtype) if query.device.type == "cpu" else dtype
         rows = query.detach().to(dtype), key.detach().to(dtype)
         constants = None if negatives is None else negatives.detach().to(dtype)
-        lse, query_grad, key_grad = _forward_op(*rows, constants, excluded, needs_query_grad, one_sweep)
+        forward = _forward_op if _needs_operator(query) else blocked.forward
+        lse, query_grad, key_grad = forward(*rows, constants, excluded, needs_query_grad, one_sweep)
         two_sweeps = needs_key_grad and not one_sweep
         ctx.save_for_backward(
             query,
@@ -139,7 +138,8 @@ class _RowLogSumExp(torch.autograd.Function):
                 key_grad = key_grad * grad
             elif two_sweeps:
                 *rows, lse = sweep
-                key_grad = _key_grad_op(*rows, lse, grad.expand_as(lse).contiguous())
+                sweep_keys = _key_grad_op if _needs_operator(query) else blocked.key_grad
+                key_grad = sweep_keys(*rows, lse, grad.expand_as(lse).contiguous())
         if second_derivative_wanted:
             query_grad, key_grad = (
                 None if each is None else _OnceDifferentiable.apply(each, query, key, grad)

@@ -1,0 +1,148 @@
+"""Mixing each row of a batch with another one, as operators that read a row once for each use of it.
+
+Both are linear in the batch, and the gradient of either is the same operator with the permutation inverted: a gather,
+where indexing would give a scatter. So they can be differentiated any number of times.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from imix_aug._ops.devices import runs_triton
+
+# A block of rows and their partners, in float32, stay in a core's own cache until they are mixed.
+_BLOCK_BYTES = 1 << 20
+
+
+def blend(x: Tensor, partner: Tensor, lam: Tensor) -> Tensor:
+    """Return ``lam_i x_i + (1 - lam_i) x_partner(i)``, computed in float32 at least.
+
+    Args:
+        x: ``(N, ...)``, floating-point or complex.
+        partner: ``(N,)`` int64, a permutation.
+        lam: ``(N,)`` or ``(1,)`` float32, a constant.
+    """
+    mixed: Tensor = _blend(x, partner, lam, 1 - lam)
+    return mixed
+
+
+def paste(x: Tensor, partner: Tensor, bounds: Tensor) -> Tensor:
+    """Return x with the partner's values inside each box.
+
+    Args:
+        x: ``(N, C, H, W)`` or ``(N, C, T)``, of any dtype.
+        partner: ``(N,)`` int64, a permutation.
+        bounds: ``(N or 1, axes, 2)`` int64, where a box starts and stops on each axis after the channels.
+    """
+    mixed: Tensor = _paste(x, partner, bounds, None)
+    return mixed
+
+
+@torch.library.custom_op("imix_aug::blend", mutates_args=())
+def _blend(x: Tensor, partner: Tensor, own: Tensor, other: Tensor) -> Tensor:
+    """Return ``own_i x_i + other_i x_partner(i)``."""
+    x = _dense(x)
+    result = torch.empty_like(x)
+    if runs_triton(x.device):
+        from imix_aug._ops import mix_triton
+
+        mix_triton.blend(x, partner, own, other, result)
+        return result
+    rows, mixed = flat_rows(x), flat_rows(result)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    own, other = (weight.to(dtype).expand(len(rows))[:, None] for weight in (own, other))
+    size = max(1, _BLOCK_BYTES // (4 * max(1, rows.shape[1])))
+    for start in range(0, len(rows), size):
+        block = slice(start, start + size)
+        others = rows[partner[block]].to(dtype)
+        if dtype == x.dtype:
+            torch.mul(rows[block], own[block], out=mixed[block]).addcmul_(others, other[block])
+        else:
+            mixed[block] = (rows[block].to(dtype) * own[block]).addcmul_(others, other[block])
+    return result
+
+
+@_blend.register_fake
+def _(x: Tensor, partner: Tensor, own: Tensor, other: Tensor) -> Tensor:
+    return torch.empty_like(_dense(x))
+
+
+@torch.library.custom_op("imix_aug::paste", mutates_args=())
+def _paste(x: Tensor, partner: Tensor, taken: Tensor, given: Tensor | None) -> Tensor:
+    """Return x with zeros inside the boxes ``taken`` plus its partner inside ``given``, by default the same boxes."""
+    x = _dense(x)
+    if runs_triton(x.device):
+        from imix_aug._ops import mix_triton
+
+        result = torch.empty_like(x)
+        mix_triton.paste(x, partner, taken, given, result)
+        return result
+    if x.device.type == "cpu" and taken.shape[0] == 1:
+        box = (slice(None), slice(None), *(slice(start, stop) for start, stop in taken[0].tolist()))
+        result = x.clone()
+        result[box] = x[box][partner]
+        return result
+    if given is None:
+        return torch.where(_inside(taken, x), x[partner], x)
+    zero = x.new_zeros(())
+    return torch.where(_inside(taken, x), zero, x) + torch.where(_inside(given, x), x[partner], zero)
+
+
+@_paste.register_fake
+def _(x: Tensor, partner: Tensor, taken: Tensor, given: Tensor | None) -> Tensor:
+    return torch.empty_like(_dense(x))
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[1:])
+
+
+def _blend_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    partner, own, other = ctx.saved_tensors
+    inverse = _inverse(partner)
+    return _blend(grad, inverse, own, _of_rows(other, inverse)), None, None, None
+
+
+def _paste_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    partner, taken, given = ctx.saved_tensors
+    inverse = _inverse(partner)
+    shared = taken.shape[0] == 1
+    given = None if shared else _of_rows(taken if given is None else given, inverse)
+    return _paste(grad, inverse, taken, given), None, None, None
+
+
+_blend.register_autograd(_blend_gradient, setup_context=_keep)
+_paste.register_autograd(_paste_gradient, setup_context=_keep)
+
+
+def _inverse(partner: Tensor) -> Tensor:
+    return torch.empty_like(partner).scatter_(0, partner, torch.arange(partner.shape[0], device=partner.device))
+
+
+def _of_rows(values: Tensor, rows: Tensor) -> Tensor:
+    """Return the value of each of these rows, unless one value stands for all."""
+    return values if values.shape[0] == 1 else values[rows]
+
+
+def _dense(x: Tensor) -> Tensor:
+    """Return x, copied unless its rows follow each other in memory, each without gaps."""
+    formats = {4: [torch.channels_last], 5: [torch.channels_last_3d]}.get(x.dim(), [])
+    kept = x.is_contiguous() or any(x.is_contiguous(memory_format=each) for each in formats)
+    return x if kept else x.contiguous()
+
+
+def flat_rows(x: Tensor) -> Tensor:
+    """View dense rows, whatever their memory format, as ``(N, elements)`` in the order of their memory."""
+    elements = x[0].numel()
+    return x.as_strided((x.shape[0], elements), (elements, 1))
+
+
+def _inside(bounds: Tensor, x: Tensor) -> Tensor:
+    """Tell for each row and place whether it is inside the box."""
+    inside = torch.ones((), dtype=torch.bool, device=x.device)
+    for axis, size in enumerate(x.shape[2:]):
+        start, stop = (bound.view(-1, *(1 for _ in x.shape[1:])) for bound in bounds[:, axis].unbind(1))
+        position = torch.arange(size, device=x.device).view(-1, *(1 for _ in x.shape[3 + axis :]))
+        inside = inside & (position >= start) & (position < stop)
+    return inside

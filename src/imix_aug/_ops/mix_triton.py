@@ -1,0 +1,139 @@
+# mypy: disable-error-code="import-untyped, no-untyped-def, untyped-decorator"
+"""The mixing operators on CUDA: one pass that reads a row and its partner and writes their mixture.
+
+They do a few operations for each element read, so only the bytes count: 16 of them a load in consecutive threads, and
+two loads in flight for each operand of a thread (4096 bytes a program of four warps). Weights and partners are read
+once a row, and nothing else touches memory.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from imix_aug._ops.triton_launch import on_device
+
+_PROGRAM_BYTES = 4096
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def blend(x: Tensor, partner: Tensor, own: Tensor, other: Tensor, result: Tensor) -> None:
+    """Write ``own_i x_i + other_i x_partner(i)`` into the result, which lies in memory as x does."""
+    if x.numel() == 0:
+        return
+    if x.is_complex():
+        x, result = torch.view_as_real(x), torch.view_as_real(result)
+    rows, elements = x.shape[0], x[0].numel()
+    down, across = _block(elements, x)
+    with on_device(x):
+        _blend_block[triton.cdiv(rows, down) * triton.cdiv(elements, across),](
+            x, partner.contiguous(), own.contiguous(), other.contiguous(), result, rows, elements,
+            ROWS=down, COLUMNS=across, WEIGHTS=own.shape[0] > 1, DOUBLE=x.dtype == torch.float64, num_warps=4,
+        )  # fmt: skip
+
+
+def paste(x: Tensor, partner: Tensor, taken: Tensor, given: Tensor | None, result: Tensor) -> None:
+    """Write into the result x with zeros inside ``taken`` plus its partner inside ``given``, or the same boxes."""
+    if x.numel() == 0:
+        return
+    height, width = (1, *x.shape[2:])[-2:]
+    inner = 1 if x.is_contiguous() else x.shape[1]
+    if x.is_complex():
+        x, result, inner = torch.view_as_real(x), torch.view_as_real(result), 2 * inner
+    if not x.dtype.is_floating_point or x.element_size() == 1:
+        x, result = x.view(_INTEGERS[x.element_size()]), result.view(_INTEGERS[x.element_size()])
+    # A line is a run of memory along which only the last axis changes, with the channels inside or outside of it.
+    line = width * inner
+    lines = x.numel() // line
+    down, across = _block(line, x)
+    with on_device(x):
+        _paste_block[triton.cdiv(lines, down) * triton.cdiv(line, across),](
+            x, partner.contiguous(), taken.contiguous(), None if given is None else given.contiguous(), result,
+            lines, lines // x.shape[0], height, line,
+            LINES=down, COLUMNS=across, INNER=inner, AXES=taken.shape[1], BOXES=taken.shape[0] > 1, num_warps=4,
+        )  # fmt: skip
+
+
+def _block(elements: int, x: Tensor) -> tuple[int, int]:
+    """Return how many rows, and elements of each, a program takes."""
+    size = _PROGRAM_BYTES // x.element_size()
+    across = min(size, triton.next_power_of_2(elements))
+    return size // across, across
+
+
+@triton.jit
+def _blend_block(
+    x, partner, own, other, result, rows, elements,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, WEIGHTS: tl.constexpr, DOUBLE: tl.constexpr,
+):  # fmt: skip
+    """Mix a block of neighbouring elements of a few rows, or of one."""
+    blocks = tl.cdiv(elements, COLUMNS)
+    row = tl.program_id(0) // blocks * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(0) % blocks * COLUMNS + tl.arange(0, COLUMNS)
+    real = row < rows
+    mask = real[:, None] & (column < elements)[None, :]
+    mate = tl.load(partner + row, mask=real, other=0)
+    weight = row if WEIGHTS else row * 0
+    own_weight = tl.load(own + weight, mask=real, other=0.0)
+    other_weight = tl.load(other + weight, mask=real, other=0.0)
+    place = row.to(tl.int64)[:, None] * elements + column[None, :]
+    value = tl.load(x + place, mask=mask)
+    mate_value = tl.load(x + (mate[:, None] * elements + column[None, :]), mask=mask)
+    if DOUBLE:
+        own_weight, other_weight = own_weight.to(tl.float64), other_weight.to(tl.float64)
+    else:
+        value, mate_value = value.to(tl.float32), mate_value.to(tl.float32)
+    mixed = own_weight[:, None] * value + other_weight[:, None] * mate_value
+    tl.store(result + place, mixed.to(result.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _box(
+    bounds, row, real, high, chunk, along,
+    COLUMNS: tl.constexpr, INNER: tl.constexpr, AXES: tl.constexpr, BOXES: tl.constexpr,
+):  # fmt: skip
+    """Tell which lines of a block the box crosses, and which elements are inside of it."""
+    first = bounds + (row if BOXES else row * 0) * (2 * AXES)
+    start = tl.load(first + (2 * AXES - 2), mask=real, other=0)
+    stop = tl.load(first + (2 * AXES - 1), mask=real, other=0)
+    crossed = real & (start * INNER < chunk + COLUMNS) & (stop * INNER > chunk)
+    if AXES == 2:
+        crossed &= (high >= tl.load(first, mask=real, other=0)) & (high < tl.load(first + 1, mask=real, other=0))
+    inside = crossed[:, None] & (along[None, :] >= start[:, None]) & (along[None, :] < stop[:, None])
+    return crossed, inside
+
+
+@triton.jit
+def _paste_block(
+    x, partner, taken, given, result, lines, lines_a_row, height, line,
+    LINES: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr, AXES: tl.constexpr, BOXES: tl.constexpr,
+):  # fmt: skip
+    """Cut and paste a block of neighbouring elements of a few lines, or of one.
+
+    The partner is loaded on every line that the box crosses, inside of it and outside: a mask that changes along the
+    line would break the wide loads up.
+    """
+    blocks = tl.cdiv(line, COLUMNS)
+    this = tl.program_id(0) // blocks * LINES + tl.arange(0, LINES)
+    chunk = tl.program_id(0) % blocks * COLUMNS
+    column = chunk + tl.arange(0, COLUMNS)
+    real = this < lines
+    mask = real[:, None] & (column < line)[None, :]
+    row = this // lines_a_row
+    mate = tl.load(partner + row, mask=real, other=0)
+    place = this.to(tl.int64)[:, None] * line + column[None, :]
+    mate_place = (mate * lines_a_row + this % lines_a_row)[:, None] * line + column[None, :]
+    value = tl.load(x + place, mask=mask)
+
+    high, along = this % height, column // INNER
+    crossed, inside = _box(taken, row, real, high, chunk, along, COLUMNS, INNER, AXES, BOXES)
+    if given is None:
+        mate_value = tl.load(x + mate_place, mask=mask & crossed[:, None])
+        mixed = tl.where(inside, mate_value, value)
+    else:
+        crossed, chosen = _box(given, row, real, high, chunk, along, COLUMNS, INNER, AXES, BOXES)
+        mate_value = tl.load(x + mate_place, mask=mask & crossed[:, None])
+        if value.dtype != tl.float64:
+            value, mate_value = value.to(tl.float32), mate_value.to(tl.float32)
+        mixed = tl.where(inside, 0.0, value) + tl.where(chosen, mate_value, 0.0)
+    tl.store(result + place, mixed.to(result.dtype.element_ty), mask=mask)
