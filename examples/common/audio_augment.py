@@ -1,6 +1,6 @@
 """The paper's augmentation of speech on whole batches, wherever they live: every clip is changed its own way.
 
-Loudness, speed and pitch together, shift, speed alone, and background noise; each with probability one half.
+Loudness, speed and pitch together, shift, background noise, and speed alone; each with probability one half.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ class AudioAugment(nn.Module):
         track = coloured_noise() if noise is None else noise
         self.register_buffer("noise", track / track.square().mean().sqrt().clamp(min=1e-6), persistent=False)
         self.most_noise = most_noise
-        self.stretch = Stretch()
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         n, samples = x.shape
@@ -36,11 +35,6 @@ class AudioAugment(nn.Module):
         level = x.square().mean(1, keepdim=True).sqrt()
         loudness, length, shift = draw(0.7, 1.1, 1.0), draw(0.8, 1.2, 1.0), draw(-0.256, 0.256, 0.0)
         changed = loudness * resample_and_shift(x, length, shift * SAMPLE_RATE)
-
-        # Half of the batch, drawn anew each time, is stretched: this costs more than all the rest.
-        half = torch.randperm(n, device=x.device, generator=generator)[: (n + 1) // 2]
-        rate = 0.8 + 0.4 * torch.rand(len(half), 1, device=x.device, generator=generator)
-        changed = changed.index_copy(0, half, self.stretch(changed[half], rate))
 
         share = draw(0.0, self.most_noise, 0.0)
         return (1 - share) * changed + share * level * cut_noise(self.noise, n, samples, generator)
@@ -61,33 +55,26 @@ def resample_and_shift(x: Tensor, length: Tensor, shift: Tensor) -> Tensor:
 
 
 class Stretch(nn.Module):
-    """A phase vocoder: clips become ``rate`` times as fast about their middle, and keep their pitch."""
+    """Spectrograms (N, 1, bins, frames) up to a fifth faster or slower about their middle; the pitch stays.
 
-    def __init__(self, n_fft: int = 1024, hop: int = 256) -> None:
-        super().__init__()
-        self.n_fft, self.hop = n_fft, hop
-        self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
+    The paper stretches the short-time spectrum before it becomes a mel spectrogram. That drops the phases, so all that
+    is left of a phase vocoder is to read the frames at another pace.
+    """
 
-    def forward(self, x: Tensor, rate: Tensor) -> Tensor:
-        spectrum = torch.stft(
-            x, self.n_fft, self.hop, window=self.window, center=True, pad_mode="constant", return_complex=True
-        )
-        frames = spectrum.shape[2]
-        middle = (frames - 1) / 2
-        position = middle + (torch.arange(frames, device=x.device) - middle) * rate
-        before = position.floor().long().clamp(0, frames - 2)
-        share = (position - before)[:, None].clamp(0, 1)
-        outside = ((position < 0) | (position > frames - 1))[:, None]
+    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        rate = 0.8 + 0.4 * torch.rand(len(x), 1, device=x.device, generator=generator)
+        coin = torch.rand(len(x), 1, device=x.device, generator=generator)
+        return read_frames(x, torch.where(coin < 0.5, rate, 1.0))
 
-        size = spectrum.abs()
-        turn = torch.where(size > 1e-8, spectrum / size.clamp(min=1e-8), 1.0)  # the phase, as a number of length one
-        index = before[:, None].expand(-1, spectrum.shape[1], -1)
-        left, right = turn.gather(2, index), turn.gather(2, index + 1)
-        loudness = size.gather(2, index).lerp(size.gather(2, index + 1), share).masked_fill(outside, 0)
-        # From one frame to the next the phase turns by as much as it did between the two frames of the source.
-        steps = torch.cat([left[..., :1], (right * left.conj())[..., :-1]], dim=-1)
-        stretched = loudness * steps.cumprod(-1)
-        return torch.istft(stretched, self.n_fft, self.hop, window=self.window, center=True, length=x.shape[1])
+
+def read_frames(x: Tensor, rate: Tensor) -> Tensor:
+    """Read each spectrogram ``rate`` times as fast about its middle; its first and last frame go on beyond its ends."""
+    frames = x.shape[3]
+    middle = (frames - 1) / 2
+    position = (middle + (torch.arange(frames, device=x.device) - middle) * rate).clamp(0, frames - 1)
+    before = position.floor().clamp(max=frames - 2)
+    index = before.long()[:, None, None].expand(-1, *x.shape[1:])
+    return x.gather(3, index).lerp(x.gather(3, index + 1), (position - before)[:, None, None])
 
 
 def coloured_noise(pieces: int = 32, seconds: int = 4, seed: int = 0) -> Tensor:
