@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +73,10 @@ class IMix(nn.Module):
         self.per_sample = mode == "mixup" if per_sample is None else _check.flag("per_sample", per_sample)
         self.generator = _check.generator(generator)
 
+    if TYPE_CHECKING:  # nn.Module's __call__ returns Any
+
+        def __call__(self, x: Batch) -> tuple[Batch, VirtualLabels]: ...
+
     def forward(self, x: Batch) -> tuple[Batch, VirtualLabels]:
         """Return the mixed input and its virtual labels."""
         leaves = _leaves(x)
@@ -134,6 +138,10 @@ class InputMix(nn.Module):
         self.alpha = _check.positive("alpha", alpha)
         self.min_weight = _check.fraction("min_weight", min_weight)
         self.generator = _check.generator(generator)
+
+    if TYPE_CHECKING:  # nn.Module's __call__ returns Any
+
+        def __call__(self, x: Batch) -> Batch: ...
 
     def forward(self, x: Batch) -> Batch:
         """Return the mixed input."""

@@ -1,0 +1,58 @@
+"""Versions, devices and the backend of each, for bug reports: ``python -m imix_aug``."""
+
+import importlib.metadata
+import importlib.util
+import platform
+
+import torch
+
+import imix_aug
+from imix_aug import _ops
+
+_PACKAGES = ("torch", "triton", "numpy", "typing_extensions")
+
+
+def devices() -> list[torch.device]:
+    """Return the CPU and every accelerator that PyTorch sees."""
+    cards = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+    return [torch.device("cpu"), *cards, *([torch.device("mps")] if torch.backends.mps.is_available() else [])]
+
+
+def name(device: torch.device) -> str:
+    """Return what is known of the device beyond its type."""
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        return f"{torch.cuda.get_device_name(device)}, compute capability {major}.{minor}"
+    return f"{platform.machine()}, {torch.get_num_threads()} threads" if device.type == "cpu" else platform.machine()
+
+
+def backend(device: torch.device) -> str:
+    """Return the implementation that rows on this device get, and why."""
+    chosen = _ops._implementation(device).__name__.rpartition(".")[2]
+    if chosen == "triton":
+        why = "Triton is installed and the card has the matrix units that the kernels are made for"
+    elif device.type != "cuda":
+        why = "plain torch, block by block; there are kernels for CUDA alone"
+    elif importlib.util.find_spec("triton") is None:
+        why = "Triton is not installed; plain torch, block by block"
+    else:
+        why = "the kernels want compute capability 8.0 or more; plain torch, block by block"
+    return f"{chosen} ({why})"
+
+
+def report() -> str:
+    """Return the whole report."""
+    lines = [f"imix_aug {imix_aug.__version__}", f"python {platform.python_version()}, {platform.platform()}"]
+    for package in _PACKAGES:
+        try:
+            lines.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            lines.append(f"{package} not installed")
+    lines.append(f"CUDA {torch.version.cuda or 'not built in'}, distributed {torch.distributed.is_available()}")
+    for device in devices():
+        lines += [f"{device}: {name(device)}", f"  backend: {backend(device)}"]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(report())
