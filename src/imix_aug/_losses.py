@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from torch.distributed import ProcessGroup
 from imix_aug import _check
 from imix_aug._distributed import Keys, RingKeys, choose_keys
 from imix_aug._labels import VirtualLabels
+from imix_aug._ops import small
 
 _REDUCTIONS = ("mean", "sum", "none")
 
@@ -68,6 +70,11 @@ def imix_nce_loss(
     _check.paired_rows("key", key, query)
     _check_contrast(query, labels, negatives, normalize, reduction, gather_distributed, process_group)
     temperature = _check.temperature(temperature, query.device)
+    is_plain = normalize and negatives is None and not gather_distributed and not torch.compiler.is_compiling()
+    if is_plain and isinstance(temperature, float):
+        loss = small.nce_loss(query, key, labels, 1 / temperature, reduction)
+        if loss is not None:
+            return loss
     key = _rows(key, normalize)
     return _soft_cross_entropy(
         _rows(query, normalize) / temperature,
@@ -300,6 +307,10 @@ class IMixLoss(nn.Module):
         self.on = _check.choice("on", on, ("pairs", "logits"))
         self.criterion = criterion
 
+    if TYPE_CHECKING:  # nn.Module's __call__ returns Any
+
+        def __call__(self, *inputs: Any, labels: VirtualLabels | None = None) -> Tensor: ...
+
     def forward(self, *inputs: Any, labels: VirtualLabels | None = None) -> Tensor:
         """Return the criterion's loss against the virtual labels: ``(N,)`` or a scalar, as the criterion does."""
         wanted = ("a", "b") if self.on == "pairs" else ("logits",)
@@ -361,16 +372,20 @@ def _rows(embeddings: Tensor, normalize: bool) -> Tensor:
 
 def unit_rows(rows: Tensor, eps: float = 1e-12) -> Tensor:
     """Divide each row by its length, or by ``eps`` where that is greater; squares may overflow no row."""
+    if rows.device.type == "cpu" and not torch.compiler.is_compiling():  # where a look at a value costs nothing
+        lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+        if lengths.sum().item() < math.inf:
+            return torch.div(rows, lengths.clamp_min(eps))
     largest = rows.detach().abs().amax(dim=1, keepdim=True).clamp_min(1)
     rows = rows / largest
-    return rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(eps / largest)
+    return torch.div(rows, torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(eps / largest))
 
 
 def _expected_rows(rows: Tensor, labels: VirtualLabels | None) -> Tensor:
     """Return each label's mean over the rows: ``lam_i rows_i + (1 - lam_i) rows_partner(i)``."""
     if labels is None:
         return rows
-    return torch.lerp(rows[labels.partner], rows, labels.lam[:, None].to(rows.dtype))
+    return torch.lerp(rows.index_select(0, labels.partner), rows, labels.lam[:, None].to(rows.dtype))
 
 
 def _product_dtype(rows: Tensor) -> torch.dtype:

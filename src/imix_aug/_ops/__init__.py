@@ -7,6 +7,7 @@ would, and the softmax-weighted queries for each key.
 """
 
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -107,7 +108,15 @@ def _needs_operator(rows: Tensor) -> bool:
 
 class _RowLogSumExp(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, query, key, negatives, excluded, dtype, summed):
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        negatives: Tensor | None,
+        excluded: Tensor | None,
+        dtype: torch.dtype,
+        summed: bool,
+    ) -> Tensor:
         needs_query_grad, needs_key_grad = ctx.needs_input_grad[:2]
         one_sweep = summed and needs_key_grad
         dtype = blocked.product_dtype(dtype) if query.device.type == "cpu" else dtype
@@ -127,7 +136,7 @@ class _RowLogSumExp(torch.autograd.Function):
         return lse.sum() if summed else lse
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, key, query_grad, key_grad, *sweep = ctx.saved_tensors
         needs_query_grad, one_sweep, two_sweeps = ctx.needs
         second_derivative_wanted = torch.is_grad_enabled()
@@ -137,9 +146,9 @@ class _RowLogSumExp(torch.autograd.Function):
             if one_sweep:
                 key_grad = key_grad * grad
             elif two_sweeps:
-                *rows, lse = sweep
-                sweep_keys = _key_grad_op if _needs_operator(query) else blocked.key_grad
-                key_grad = sweep_keys(*rows, lse, grad.expand_as(lse).contiguous())
+                query_rows, key_rows, excluded, lse = sweep
+                key_sweep = _key_grad_op if _needs_operator(query) else blocked.key_grad
+                key_grad = key_sweep(query_rows, key_rows, excluded, lse, grad.expand_as(lse).contiguous())
         if second_derivative_wanted:
             query_grad, key_grad = (
                 None if each is None else _OnceDifferentiable.apply(each, query, key, grad)
@@ -152,9 +161,9 @@ class _OnceDifferentiable(torch.autograd.Function):
     """Pass a gradient on as a function of what it was computed from, and refuse to differentiate it again."""
 
     @staticmethod
-    def forward(ctx, gradient, *computed_from):
+    def forward(ctx: Any, gradient: Tensor, *computed_from: Tensor) -> Tensor:
         return gradient.clone()
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> None:
         raise RuntimeError("imix_aug's contrastive losses have no second derivative: their logits are never stored")

@@ -49,18 +49,25 @@ def _blend(x: Tensor, partner: Tensor, own: Tensor, other: Tensor) -> Tensor:
 
         mix_triton.blend(x, partner, own, other, result)
         return result
-    rows, mixed = flat_rows(x), flat_rows(result)
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    own, other = (weight.to(dtype).expand(len(rows))[:, None] for weight in (own, other))
-    size = max(1, _BLOCK_BYTES // (4 * max(1, rows.shape[1])))
+    _blend_blocks(flat_rows(x), partner, own[:, None], other[:, None], flat_rows(result))
+    return result
+
+
+def _blend_blocks(rows: Tensor, partner: Tensor, own: Tensor, other: Tensor, mixed: Tensor) -> None:
+    """Mix a block of rows at a time, in buffers that are used again: what is in cache there is not fetched twice."""
+    dtype = torch.promote_types(rows.dtype, torch.float32)
+    own, other = (weight.to(dtype).expand(len(rows), 1) for weight in (own, other))
+    size = min(len(rows), max(1, _BLOCK_BYTES // (4 * max(1, rows.shape[1]))))
+    gathered = rows.new_empty((size, rows.shape[1]))
+    wide = [gathered.new_empty(gathered.shape, dtype=dtype) for _ in range(2)] if dtype != rows.dtype else None
     for start in range(0, len(rows), size):
-        block = slice(start, start + size)
-        others = rows[partner[block]].to(dtype)
-        if dtype == x.dtype:
+        block = slice(start, min(start + size, len(rows)))
+        others = torch.index_select(rows, 0, partner[block], out=gathered[: block.stop - start])
+        if wide is None:
             torch.mul(rows[block], own[block], out=mixed[block]).addcmul_(others, other[block])
         else:
-            mixed[block] = (rows[block].to(dtype) * own[block]).addcmul_(others, other[block])
-    return result
+            first, second = (buffer[: len(others)] for buffer in wide)
+            mixed[block] = first.copy_(rows[block]).mul_(own[block]).addcmul_(second.copy_(others), other[block])
 
 
 @_blend.register_fake
