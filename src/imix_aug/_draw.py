@@ -1,6 +1,7 @@
 """Random draws on the input's own device: shares, partners and boxes, with no wait between host and device."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,9 +10,14 @@ from torch import Tensor
 _CANDIDATES = 8
 
 
+def _source(device: torch.device, generator: torch.Generator | None) -> dict[str, Any]:
+    """Return where to draw; with ``generator=None`` spelt out, torch.compile would compile anew for each batch size."""
+    return {"device": device} if generator is None else {"device": device, "generator": generator}
+
+
 def _uniform(shape: tuple[int, ...], device: torch.device, generator: torch.Generator | None) -> Tensor:
     """Draw from (0, 1], so that a logarithm is finite."""
-    return 1 - torch.rand(shape, device=device, generator=generator)
+    return 1 - torch.rand(shape, **_source(device, generator))
 
 
 def log_gamma(shape: float, n: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
@@ -23,7 +29,7 @@ def log_gamma(shape: float, n: int, device: torch.device, generator: torch.Gener
     """
     d = shape + 1 - 1 / 3
     c = (9 * d) ** -0.5
-    normal = torch.randn((_CANDIDATES, n), device=device, generator=generator)
+    normal = torch.randn((_CANDIDATES, n), **_source(device, generator))
     possible = c * normal > -1
     log_v = 3 * torch.where(possible, c * normal, 0).log1p()
     log_u = _uniform((_CANDIDATES, n), device, generator).log()
@@ -36,7 +42,7 @@ def log_gamma(shape: float, n: int, device: torch.device, generator: torch.Gener
 def shares(alpha: tuple[float, float], n: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
     """Draw ``(n,)`` float32 values of ``max(b, 1 - b)`` with ``b ~ Beta(*alpha)``."""
     if alpha == (1.0, 1.0):
-        b = torch.rand(n, device=device, generator=generator)
+        b = torch.rand(n, **_source(device, generator))
     else:
         log_x, log_y = (log_gamma(a, n, device, generator) for a in alpha)
         b = torch.sigmoid(log_x - log_y)
@@ -45,7 +51,7 @@ def shares(alpha: tuple[float, float], n: int, device: torch.device, generator: 
 
 def partners(n: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
     """Draw a random permutation of the rows."""
-    return torch.randperm(n, device=device, generator=generator)
+    return torch.randperm(n, **_source(device, generator))
 
 
 def dirichlet(alpha: float, n: int, components: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
@@ -66,7 +72,7 @@ def boxes(lam: Tensor, sizes: tuple[int, ...], generator: torch.Generator | None
     """
     extents = torch.tensor(sizes, device="cpu").to(lam.device, non_blocking=True)
     cut = ((1 - lam[:, None]) ** (1 / len(sizes)) * extents).long()
-    uniform = torch.rand((lam.shape[0], len(sizes)), device=lam.device, generator=generator)
+    uniform = torch.rand((lam.shape[0], len(sizes)), **_source(lam.device, generator))
     center = torch.minimum((uniform * extents).long(), extents - 1)
     start = center - cut // 2
     bounds = torch.stack([start.clamp_min(0), torch.minimum(start + cut, extents)], dim=-1)
