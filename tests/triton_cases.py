@@ -1,0 +1,296 @@
+"""The Triton kernels under Triton's interpreter, on CPU; ``test_triton.py`` runs this file in a process of its own.
+
+The oracle is the dense formula in float64. Matrix products in the interpreter are exact products of what a kernel
+passes them, so float32 stands for itself and for TF32.
+"""
+
+import itertools
+import os
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton", reason="Triton is not installed")
+
+from imix_aug._ops import mix_triton, reference, triton_blocks, triton_sweep  # noqa: E402
+from imix_aug._ops import triton as kernels  # noqa: E402
+
+pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="run by test_triton.py")
+
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
+
+
+@pytest.fixture(autouse=True)
+def _interpreter(monkeypatch):
+    """Let the interpreter multiply bfloat16: as it is, it multiplies the bit patterns."""
+    from triton.runtime import interpreter
+
+    original = interpreter.InterpreterBuilder.create_dot
+
+    def create_dot(self, a, b, *rest):
+        if a.dtype == triton.language.bfloat16:
+            a, b = (self.cast_impl(operand, triton.language.float32) for operand in (a, b))
+        return original(self, a, b, *rest)
+
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
+    previous = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    yield
+    torch.set_float32_matmul_precision(previous)
+
+
+@pytest.fixture
+def small_tiles(monkeypatch):
+    """Sweep in many steps, and in blocks of a few rows."""
+    for case in triton_sweep.TILES:
+        monkeypatch.setitem(triton_sweep.TILES, case, [(16, 32, 4, 1)])
+    monkeypatch.setattr(triton_blocks, "TILES", [(16, 32, 32, 4, 1)])
+    monkeypatch.setattr(triton_blocks, "_BLOCK_BYTES", 4096)
+
+
+def rows(n, d, dtype=torch.float32, scale=1.0):
+    return (scale * torch.randn(n, d)).to(dtype)
+
+
+def dense(query, key, negatives, excluded, weight):
+    """The dense formula in float64: the values, and the gradients of their sum and of their weighted sum."""
+    query, key = (x.double().requires_grad_() for x in (query, key))
+    negatives = None if negatives is None else negatives.double()
+    lse = reference.row_logsumexp(query, key, negatives, excluded)
+    gradients = torch.autograd.grad(lse.sum(), (query, key), retain_graph=True)
+    return lse.detach(), *gradients, torch.autograd.grad((lse * weight).sum(), key)[0]
+
+
+def agree(query, key, negatives=None, excluded=None, tolerance=None):
+    """Compare both calls of the interface with the dense formula, by the norm of the difference."""
+    weight = torch.randn(len(query))
+    tolerance = tolerance or TOLERANCE[query.dtype]
+    lse, query_grad, key_grad = kernels.forward(query, key, negatives, excluded, True, True)
+    results = lse, query_grad, key_grad, kernels.key_grad(query, key, excluded, lse, weight)
+    wanted = dense(query, key, negatives, excluded, weight)
+    for name, result, want in zip(("lse", "query", "key", "weighted key"), results, wanted, strict=True):
+        assert result.dtype == torch.float32
+        assert result.shape == want.shape, name
+        error = (result.double() - want).norm() / want.norm().clamp_min(1e-6)
+        assert error <= tolerance, f"{name}: relative error {error:.1e}"
+
+
+@pytest.mark.parametrize(
+    ("n", "m", "k", "d", "exclusions"),
+    [
+        (1, 1, None, 1, 0),
+        (2, 17, 0, 3, 1),
+        (17, 2, 1, 16, 0),
+        (65, 130, 33, 64, 2),
+        (130, 65, None, 100, 3),
+        (17, 65, 130, 129, 1),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_sweep(n, m, k, d, exclusions, dtype):
+    excluded = torch.randint(max(1, m - 1), (n, exclusions)) if exclusions else None
+    negatives = None if k is None else rows(k, d, dtype)
+    agree(rows(n, d, dtype, 3 / d**0.5), rows(m, d, dtype), negatives, excluded)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_random_sizes_in_many_steps(seed, small_tiles, monkeypatch):
+    torch.manual_seed(seed)
+    n, m, k = (int(size) for size in torch.randint(1, 140, (3,)))
+    d = int(torch.randint(1, 50, ()))
+    dtype = (torch.float32, torch.float16)[seed % 2]
+    # The more processors there are, the more programs share one sweep, and merge their results.
+    monkeypatch.setattr(triton_sweep, "multiprocessors", lambda device: 1 + 13 * seed)
+    agree(rows(n, d, dtype, 2 / d**0.5), rows(m, d, dtype), rows(k, d, dtype), torch.randint(m, (n, 2)))
+
+
+def test_splits_fill_the_last_wave():
+    assert triton_sweep._splits(128, 128, 132) == 1
+    assert triton_sweep._splits(32, 512, 132) == 4
+    assert triton_sweep._splits(64, 64, 132) == 2
+    assert triton_sweep._splits(1, 1, 132) == 1
+    for tiles, steps in itertools.product((1, 7, 33, 79, 157, 1000), (1, 2, 30, 999)):
+        splits = triton_sweep._splits(tiles, steps, 132)
+        assert 1 <= splits <= steps
+        assert splits == 1 or tiles * splits <= 4 * 132
+
+
+@pytest.mark.parametrize("d", [257, 520])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_long_rows_go_in_blocks(d, dtype, small_tiles):
+    agree(rows(19, d, dtype, 3 / d**0.5), rows(67, d, dtype), rows(35, d, dtype), torch.randint(60, (19, 2)))
+    agree(rows(3, d, dtype, 3 / d**0.5), rows(40, d, dtype))
+
+
+def test_full_float32_goes_in_blocks(small_tiles, monkeypatch):
+    torch.set_float32_matmul_precision("highest")
+    monkeypatch.setattr(triton_sweep, "row_logsumexp", None)
+    agree(rows(19, 24), rows(67, 24), rows(35, 24), torch.randint(60, (19, 2)))
+
+
+def test_float64_stays_exact():
+    query, key = torch.randn(5, 8).double(), torch.randn(7, 8).double()
+    lse, _, _ = kernels.forward(query, key, None, None, True, True)
+    torch.testing.assert_close(lse, reference.row_logsumexp(query, key), atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize("d", [20, 300])
+def test_strides(d, small_tiles):
+    query = rows(d, 40).T
+    key = rows(2 * 50, 3 * d)[::2, d : 2 * d]
+    negatives = rows(1, d).expand(9, d)
+    excluded = torch.randint(50, (3, 40)).T
+    agree(query * 0.2, key, negatives, excluded)
+    agree(query.T.contiguous().T, key[:, :].flip(0))
+
+
+@pytest.mark.parametrize("wanted", [(False, False), (True, False), (False, True)])
+@pytest.mark.parametrize("d", [20, 300])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_only_what_is_wanted_is_computed(wanted, d, dtype, small_tiles):
+    query, key = rows(9, d, dtype, d**-0.5), rows(40, d, dtype)
+    every = kernels.forward(query, key, None, None, True, True)
+    lse, *gradients = kernels.forward(query, key, None, None, *wanted)
+    torch.testing.assert_close(lse, every[0])
+    for want, gradient, full in zip(wanted, gradients, every[1:], strict=True):
+        assert (gradient is not None) == want
+        if want:
+            torch.testing.assert_close(gradient, full)
+
+
+@pytest.mark.parametrize("d", [8, 300])
+@pytest.mark.parametrize("scale", [1e-6, 60.0, 1e4])
+def test_any_temperature(d, scale, small_tiles):
+    # Rows of unit length divided by a temperature from a million down to 1e-4: a softmax from flat to one-hot.
+    query, key = (torch.nn.functional.normalize(rows(n, d)) for n in (33, 70))
+    agree(query * scale, key, tolerance=1e-5 if scale < 1e3 else 2e-3)
+
+
+@pytest.mark.parametrize("d", [8, 300])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("where", ["query", "key", "negatives"])
+def test_nan_in_is_nan_out(d, dtype, where, small_tiles):
+    inputs = {"query": rows(5, d, dtype), "key": rows(40, d, dtype), "negatives": rows(40, d, dtype)}
+    inputs[where][3, -1] = torch.nan
+    lse, query_grad, key_grad = kernels.forward(*inputs.values(), None, True, True)
+    touched = torch.arange(5) == 3 if where == "query" else torch.ones(5, dtype=torch.bool)
+    assert torch.equal(lse.isnan(), touched)
+    assert query_grad[touched].isnan().any(dim=1).all()
+    assert key_grad.isnan().all()
+
+
+@pytest.mark.parametrize("d", [8, 300])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_that_leaves_out_every_column(d, dtype, small_tiles):
+    query, key = rows(3, d, dtype), rows(2, d, dtype)
+    excluded = torch.tensor([[0, 1], [0, 0], [1, 1]])
+    lse, query_grad, key_grad = kernels.forward(query, key, None, excluded, True, True)
+    assert lse[0] == -torch.inf
+    assert (query_grad[0] == 0).all()
+    # The other rows have one column each, so their softmax is one.
+    torch.testing.assert_close(query_grad[1:], key.float().flip(0))
+    torch.testing.assert_close(key_grad, query[1:].float().flip(0))
+    assert (kernels.key_grad(query, key, excluded, lse, torch.zeros(3)) == 0).all()
+
+
+def test_infinite_logits(small_tiles):
+    query, key = rows(2, 4).abs(), rows(40, 4)
+    key[20] = torch.inf
+    lse, _, _ = kernels.forward(query, key, None, None, False, False)
+    assert (lse == torch.inf).all()
+
+
+def test_tiny_weights_survive_float16(small_tiles):
+    query, key, weight = rows(33, 8, torch.float16), rows(65, 8, torch.float16), torch.rand(33) * 1e-9
+    lse, _, _ = kernels.forward(query, key, None, None, False, False)
+    wanted = dense(query, key, None, None, weight)[-1]
+    error = (kernels.key_grad(query, key, None, lse, weight).double() - wanted).norm() / wanted.norm()
+    assert error < 2e-3
+
+
+def test_the_next_tile_is_taken_where_shared_memory_does_not_suffice():
+    from imix_aug._ops.triton_launch import first_that_fits
+
+    tried = []
+
+    def launch(tile):
+        tried.append(tile)
+        if tile > 8:
+            raise triton.OutOfResources(tile, 8, "shared memory")
+        return -tile
+
+    assert [first_that_fits(launch, [32, 16, 8, 4], "a card") for _ in range(2)] == [-8, -8]
+    assert tried == [32, 16, 8, 8]
+    with pytest.raises(triton.OutOfResources):
+        first_that_fits(launch, [32, 16], "another card")
+
+
+MIXED = [
+    ((5, 3, 8, 8), torch.channels_last, torch.float32),
+    ((5, 3, 7, 9), torch.contiguous_format, torch.float64),
+    ((3, 4, 5, 260), torch.channels_last, torch.float16),
+    ((6, 2, 50), torch.contiguous_format, torch.float16),
+    ((3, 2, 3000), torch.contiguous_format, torch.bfloat16),
+    ((4, 2, 9), torch.contiguous_format, torch.complex64),
+    ((3, 2, 5), torch.contiguous_format, torch.complex128),
+    ((9, 54), torch.contiguous_format, torch.float32),
+    ((4,), torch.contiguous_format, torch.float32),
+]
+
+
+def batch(shape, memory_format, dtype):
+    x = torch.randn(shape, dtype=torch.promote_types(dtype, torch.float64)).to(dtype)
+    return x.contiguous(memory_format=memory_format)
+
+
+def close(result, wanted, dtype):
+    # The interpreter truncates to bfloat16 where the hardware rounds, so that format may be off by a unit.
+    tolerance = {torch.float16: 1e-3, torch.bfloat16: 8e-3, torch.float32: 1e-6, torch.complex64: 1e-6}
+    bound = tolerance.get(dtype, 1e-14)
+    torch.testing.assert_close(result.to(wanted.dtype), wanted, atol=bound, rtol=bound)
+
+
+@pytest.mark.parametrize(("shape", "memory_format", "dtype"), MIXED)
+@pytest.mark.parametrize("per_sample", [True, False])
+def test_blend(shape, memory_format, dtype, per_sample):
+    x, n = batch(shape, memory_format, dtype), shape[0]
+    partner, own, other = torch.randperm(n), *torch.rand(2, n if per_sample else 1)
+    result = torch.full_like(x, torch.nan)
+    mix_triton.blend(x, partner, own, other, result)
+    wide = x.to(torch.promote_types(dtype, torch.float64))
+    column = (-1, *(1 for _ in shape[1:]))
+    close(result, own.double().view(column) * wide + other.double().view(column) * wide[partner], dtype)
+
+
+@pytest.mark.parametrize(("shape", "memory_format", "dtype"), [case for case in MIXED if len(case[0]) > 2])
+@pytest.mark.parametrize("per_sample", [True, False])
+def test_paste(shape, memory_format, dtype, per_sample):
+    x, n, partner = batch(shape, memory_format, dtype), shape[0], torch.randperm(shape[0])
+    taken, given = (random_boxes(n if per_sample else 1, shape[2:]) for _ in range(2))
+    for kind in (dtype, torch.bool, torch.uint8, torch.int64):
+        value = x.abs().mul(9).to(kind) if kind == torch.uint8 and not dtype.is_complex else x.real.to(kind)
+        value = x if kind == dtype else value.contiguous(memory_format=memory_format)
+        result = torch.full_like(value, 7)
+        mix_triton.paste(value, partner, taken, None, result)
+        assert torch.equal(result, cut_and_paste(value, partner, taken, taken))
+    result = torch.full_like(x, 7)
+    mix_triton.paste(x, partner, taken, given, result)
+    close(result, cut_and_paste(x, partner, taken, given), dtype)
+
+
+def random_boxes(count, sizes):
+    starts = torch.stack([torch.randint(size, (count,)) for size in sizes], dim=1)
+    lengths = torch.stack([torch.randint(size + 1, (count,)) for size in sizes], dim=1)
+    return torch.stack([starts, torch.minimum(starts + lengths, torch.tensor(sizes))], dim=2)
+
+
+def cut_and_paste(x, partner, taken, given):
+    """Cut one box out of each row and add what its partner has in another, slice by slice."""
+    result = x.clone()
+    for i in range(len(x)):
+        box, other = (
+            (slice(None), *(slice(*bound) for bound in bounds[i % len(bounds)].tolist())) for bounds in (taken, given)
+        )
+        result[i][box] = 0
+        result[i][other] += x[partner[i]][other]
+    return result
