@@ -70,7 +70,7 @@ def test_agreement(n, m, k, exclusions, d, dtype, precision):
     weight = torch.randn(n, device="cuda")
     exact = [x.detach().double().requires_grad_() for x in (query, key)]
     wanted = reference.row_logsumexp(*exact, None if negatives is None else negatives.double(), excluded)
-    tolerance = 3e-3 if dtype == torch.float32 and precision == "high" else TOLERANCE[dtype]
+    tolerance = 1e-2 if dtype == torch.float32 and precision == "high" else TOLERANCE[dtype]
     for summed in (True, False):
         got = row_logsumexp(query, key, negatives, excluded=excluded, summed=summed)
         scale = torch.ones((), device="cuda") if summed else weight

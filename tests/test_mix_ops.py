@@ -10,8 +10,7 @@ SHAPES = [(5,), (6, 7), (4, 2, 9), (5, 3, 4, 6), (3, 2, 3, 4, 5)]
 
 
 def boxes(count, sizes):
-    edges = torch.stack([torch.randint(size + 1, (count, 2)).sort(dim=1).values for size in sizes], dim=1)
-    return edges
+    return torch.stack([torch.randint(size + 1, (count, 2)).sort(dim=1).values for size in sizes], dim=1)
 
 
 def one_by_one(x, partner, lam):
