@@ -61,7 +61,7 @@ def row_logsumexp(
             KEPT=kept, SWEPT=swept, WIDTH=width, SHIFT=_shift(query),
             EXCLUDED=_columns(excluded),
             PART_WIDTH=width != d, PART_KEYS=m % swept != 0, PART_MORE=k % swept != 0,
-            num_warps=warps, num_stages=stages,
+            num_warps=warps, num_stages=stages, enable_fp_fusion=True,
         )  # fmt: skip
         if splits > 1:
             _merge[n,](
@@ -95,7 +95,7 @@ def key_grad(query: Tensor, key: Tensor, excluded: Tensor | None, lse: Tensor, w
             n, m, d, query.stride(0), key.stride(0), splits,
             KEPT=kept, SWEPT=swept, WIDTH=width, SHIFT=_shift(query),
             EXCLUDED=_columns(excluded), PART_WIDTH=width != d, PART_ROWS=n % swept != 0,
-            num_warps=warps, num_stages=stages,
+            num_warps=warps, num_stages=stages, enable_fp_fusion=True,
         )  # fmt: skip
         return partial[0] if splits == 1 else partial.sum(dim=0)
 
