@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import functools
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
+from torch.nn import functional as F
 
 from imix_aug import _check
 from imix_aug._distributed import Keys, RingKeys, choose_keys
@@ -420,20 +421,22 @@ def _check_contrast(
 def _by_rows(criterion: Any) -> tuple[Any, str]:
     """Ask a plain cross-entropy for its rows; return it with the reduction that is left to do."""
     is_plain = (
-        isinstance(criterion, nn.CrossEntropyLoss | nn.NLLLoss)
+        type(criterion) in (nn.CrossEntropyLoss, nn.NLLLoss)
         and criterion.weight is None
         and criterion.ignore_index < 0
+        and criterion.reduction != "none"
     )
-    if not is_plain or criterion.reduction == "none":
+    if not is_plain:
         return criterion, "none"
-    by_rows = copy.copy(criterion)
-    by_rows.reduction = "none"
+    if isinstance(criterion, nn.NLLLoss):
+        return functools.partial(F.nll_loss, reduction="none"), criterion.reduction
+    by_rows = functools.partial(F.cross_entropy, reduction="none", label_smoothing=criterion.label_smoothing)
     return by_rows, criterion.reduction
 
 
 def _kept_tensors(criterion: Any) -> list[tuple[Tensor, int]]:
     """Return every buffer, and every tensor that a module keeps without registering it, with its version."""
-    owner = getattr(criterion, "__self__", criterion)
+    owner = criterion if isinstance(criterion, nn.Module) else getattr(criterion, "__self__", None)
     modules = owner.modules() if isinstance(owner, nn.Module) else ()
     kept = (value for module in modules for value in (*module._buffers.values(), *vars(module).values()))
     return [(value, value._version) for value in kept if isinstance(value, Tensor)]
