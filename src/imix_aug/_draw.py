@@ -70,11 +70,14 @@ def boxes(lam: Tensor, sizes: tuple[int, ...], generator: torch.Generator | None
     Returns:
         Bounds ``(B, len(sizes), 2)`` int64, start and stop on each axis, and the share ``(B,)`` that is left exactly.
     """
-    extents = torch.tensor(sizes, device="cpu").to(lam.device, non_blocking=True)
-    cut = ((1 - lam[:, None]) ** (1 / len(sizes)) * extents).long()
+    relative = (1 - lam) ** (1 / len(sizes))
     uniform = torch.rand((lam.shape[0], len(sizes)), **_source(lam.device, generator))
-    center = torch.minimum((uniform * extents).long(), extents - 1)
-    start = center - cut // 2
-    bounds = torch.stack([start.clamp_min(0), torch.minimum(start + cut, extents)], dim=-1)
-    area = (bounds[..., 1] - bounds[..., 0]).prod(dim=1)
-    return bounds, 1 - area / math.prod(sizes)
+    area, bounds = torch.ones_like(lam, dtype=torch.int64), []
+    for axis, size in enumerate(sizes):  # Sizes stay numbers of the host: to copy them to the device would wait for it.
+        cut = (relative * size).long()
+        center = (uniform[:, axis] * size).long().clamp_max(size - 1)
+        start = center - cut // 2
+        start, stop = start.clamp_min(0), (start + cut).clamp_max(size)
+        area = area * (stop - start)
+        bounds.append(torch.stack([start, stop], dim=1))
+    return torch.stack(bounds, dim=1), 1 - area / math.prod(sizes)
