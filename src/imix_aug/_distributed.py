@@ -1,7 +1,5 @@
 """The keys of all ranks, gradients included: gathered, or sent round a ring where a rank could not hold them all."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,25 +15,6 @@ from imix_aug import _ops
 
 # Above this many bytes of gathered keys, and as many of their gradients, the ring's second sweep is the lesser cost.
 RING_BYTES = 1 << 30
-
-
-def choose_keys(rows: Tensor, gather_distributed: bool, process_group: ProcessGroup | None) -> Keys | RingKeys:
-    """Return what queries are to be contrasted with: this rank's keys, or those of all ranks."""
-    if not gather_distributed or _world(process_group)[1] == 1:
-        return Keys(rows, 0, None)
-    _refuse_uneven(rows, process_group)
-    rank, size = _world(process_group)
-    if size * rows.numel() * rows.element_size() > RING_BYTES:
-        return RingKeys(rows, _group_name(process_group))
-    return Keys(_gather(rows, process_group), rank * rows.shape[0], process_group)
-
-
-def gather_rows(rows: Tensor, process_group: ProcessGroup | None = None) -> Tensor:
-    """Concatenate the rows of all ranks, in the order of the ranks; a row's gradient is summed over them."""
-    if _world(process_group)[1] == 1:
-        return rows
-    _refuse_uneven(rows, process_group)
-    return _gather(rows, process_group)
 
 
 @dataclass(frozen=True)
@@ -93,6 +72,25 @@ class RingKeys:
         return _mean(sums)
 
 
+def choose_keys(rows: Tensor, gather_distributed: bool, process_group: ProcessGroup | None) -> Keys | RingKeys:
+    """Return what queries are to be contrasted with: this rank's keys, or those of all ranks."""
+    if not gather_distributed or _world(process_group)[1] == 1:
+        return Keys(rows, 0, None)
+    _refuse_uneven(rows, process_group)
+    rank, size = _world(process_group)
+    if size * rows.numel() * rows.element_size() > RING_BYTES:
+        return RingKeys(rows, _group_name(process_group))
+    return Keys(_gather(rows, process_group), rank * rows.shape[0], process_group)
+
+
+def gather_rows(rows: Tensor, process_group: ProcessGroup | None = None) -> Tensor:
+    """Concatenate the rows of all ranks, in the order of the ranks; a row's gradient is summed over them."""
+    if _world(process_group)[1] == 1:
+        return rows
+    _refuse_uneven(rows, process_group)
+    return _gather(rows, process_group)
+
+
 def _world(process_group: ProcessGroup | None) -> tuple[int, int]:
     """Return this process's rank and the number of ranks; one rank where torch.distributed was not initialised."""
     if not (dist.is_available() and dist.is_initialized()):
@@ -110,7 +108,7 @@ def _refuse_uneven(rows: Tensor, process_group: ProcessGroup | None) -> None:
     own = torch.full((1,), 2 * rows.shape[0] + int(wants_grad), dtype=torch.int64, device=rows.device)
     facts = _all_gather(own, process_group)
     if rows.device.type != "cpu" or torch.compiler.is_compiling():
-        torch._assert_async(
+        torch._assert_async(  # pyright: ignore[reportPrivateImportUsage]
             (facts == own).all(),
             "gather_distributed=True needs equal batches on all ranks, and keys that need a gradient on all or none",
         )
@@ -173,6 +171,20 @@ def _group_name(process_group: ProcessGroup | None) -> str:
     return name
 
 
+@dataclass
+class _UnderWay:
+    """Tensors that come in; those that go out must live as long."""
+
+    received: tuple[Tensor, ...]
+    sent: tuple[Tensor, ...]
+    works: list[dist.Work]
+
+    def wait(self) -> tuple[Tensor, ...]:
+        for work in self.works:
+            work.wait()
+        return self.received
+
+
 class _Ring:
     """Tensors on their way from each rank to the next, while this rank computes with those it has."""
 
@@ -197,20 +209,6 @@ class _Ring:
             yield here
             here = under_way.wait()
         yield here
-
-
-@dataclass
-class _UnderWay:
-    """Tensors that come in; those that go out must live as long."""
-
-    received: tuple[Tensor, ...]
-    sent: tuple[Tensor, ...]
-    works: list[dist.Work]
-
-    def wait(self) -> tuple[Tensor, ...]:
-        for work in self.works:
-            work.wait()
-        return self.received
 
 
 class _RingRowLogSumExp(torch.autograd.Function):
