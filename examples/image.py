@@ -11,13 +11,15 @@ import argparse
 
 import torch
 from common.cli import build_parser, complete, one_line_errors, pick_device
-from common.dataset import Dataset
+from common.dataset import Dataset, reduce
+from common.distributed import is_main, join_ranks, main_first, spread
 from common.encoders import build_encoder
 from common.evaluate import evaluate
 from common.image_augment import SimCLRAugment
 from common.image_data import Normalize, load_image
 from common.loop import Loop
 from common.methods import build_method
+from common.mixed import MIXED_SHOWN, save_mixed
 from common.recipe import autocast, build_inputmix, build_mix, build_optimizer
 from common.results import Results
 from torch import nn
@@ -43,12 +45,15 @@ def pretrain(
 
     optimizer, schedule = build_optimizer(args, method, len(data.train_x))
     parts = {"method": method, "optimizer": optimizer, "schedule": schedule, "input": to_input}
+    train = spread(method, args, seed)
     loop = Loop(args, mix, seed, rows=len(data.train_x), parts=parts)
+    if imix is not None and args.mix_at is None:
+        save_mixed(loop, imix, to_input(data.train_x[:MIXED_SHOWN]))
     for rows in loop:
         x = data.train_x[rows].float() / 255
         view_1, view_2 = (inputmix(to_input(augment(x))) for _ in range(2))
         with autocast(args):
-            loss = method(view_1, view_2, imix, data.train_y[rows])
+            loss = train(view_1, view_2, imix, data.train_y[rows])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -70,17 +75,22 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--image-size", type=int, metavar="PIXELS", help="scale a folder's images to this size")
     args = parser.parse_args(argv)
     with one_line_errors():
-        data = load_image(args.data, root=args.data_root, size=args.image_size)
+        join_ranks(args)
+        with main_first():
+            data = load_image(args.data, root=args.data_root, size=args.image_size)
         recipe = {"arch": "cnn" if pick_device(args.device).type == "cpu" else "resnet18"}
         args = complete(args, {**recipe, **RECIPES.get(data.name, RECIPES["other"])}, data)
         data = data.to(args.device)
         to_input = Normalize(data.train_x).to(args.device)
+        shown = reduce(data, args.data_fraction, args.class_fraction)
         results = Results(args, data.name)
         for mix in args.mix:
             for seed in range(args.seeds):
-                encoder, seconds = pretrain(args, data, to_input, mix, seed)
-                results.add(mix, seed, evaluate(encoder, data, to_input), seconds)
-        results.finish()
+                encoder, seconds = pretrain(args, shown, to_input, mix, seed)
+                if is_main():
+                    results.add(mix, seed, evaluate(encoder, data, to_input), seconds)
+        if is_main():
+            results.finish()
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from common.distributed import gather, is_main, rank
+
 
 class CheckpointError(Exception):
     """A checkpoint that cannot be continued: it is broken, or of another configuration."""
@@ -29,17 +31,20 @@ def write_atomically(path: Path, write) -> None:
 
 
 def save_checkpoint(path: Path, config: dict[str, Any], progress: dict[str, Any], parts: dict[str, Any]) -> None:
-    """Write the state of every part, the random states, and how far the run has come."""
+    """Write the state of every part, the random states of all ranks, and how far the run has come."""
     state = {
         "config": config,
         "progress": progress,
         "parts": {name: part.state_dict() for name, part in parts.items()},
-        "random": {
-            "cpu": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        },
+        "random": gather(_random_state()),
     }
-    write_atomically(path, lambda file: torch.save(state, file))
+    if is_main():
+        write_atomically(path, lambda file: torch.save(state, file))
+
+
+def _random_state() -> dict[str, Any]:
+    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -59,9 +64,10 @@ def load_checkpoint(path: Path, config: dict[str, Any], parts: dict[str, Any]) -
     refuse_differences(path, state["config"], config)
     for name, part in parts.items():
         part.load_state_dict(state["parts"][name])
-    torch.set_rng_state(state["random"]["cpu"])
-    if torch.cuda.is_available() and state["random"]["cuda"]:
-        torch.cuda.set_rng_state_all(state["random"]["cuda"])
+    own = state["random"][rank()]
+    torch.set_rng_state(own["cpu"])
+    if torch.cuda.is_available() and own["cuda"] is not None:
+        torch.cuda.set_rng_state(own["cuda"])
     return state["progress"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -46,3 +47,17 @@ class Dataset:
             self,
             **{k: getattr(self, k).to(device) for k in ("train_x", "train_y", "test_x", "test_y")},
         )
+
+
+def reduce(data: Dataset, data_fraction: float, class_fraction: float) -> Dataset:
+    """Keep a share of the training rows of each class, and of the classes; always the same rows."""
+    if data_fraction == class_fraction == 1:
+        return data
+    labels = data.train_y.cpu()
+    kept = []
+    for label in labels.unique()[: max(2, math.ceil(class_fraction * len(labels.unique())))]:
+        rows = (labels == label).nonzero().flatten()
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
+        kept.append(rows[order[: max(1, round(data_fraction * len(rows)))]])
+    rows = torch.cat(kept).to(data.train_y.device)
+    return replace(data, train_x=data.train_x[rows], train_y=data.train_y[rows])

@@ -75,8 +75,13 @@ def build_encoder(arch: str, channels: int, size: int, width: int) -> nn.Module:
     return build_resnet(arch, channels, small_images=size <= 64)
 
 
-def head(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    """A projection or prediction head: two layers with batch normalisation between."""
-    return nn.Sequential(
-        nn.Linear(inputs, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, outputs)
-    )
+# Where a head normalises: nowhere, after its hidden layer, or after both.
+NORMS = {"none": (False, False), "hidden": (True, False), "both": (True, True)}
+
+
+def head(inputs: int, hidden: int, outputs: int, norm: str = "hidden") -> nn.Sequential:
+    """A projection or prediction head: two layers, with batch normalisation as ``NORMS`` names it."""
+    between, last = NORMS[norm]
+    layers = [nn.Linear(inputs, hidden, bias=not between), nn.BatchNorm1d(hidden) if between else None, nn.ReLU()]
+    layers += [nn.Linear(hidden, outputs, bias=not last), nn.BatchNorm1d(outputs) if last else None]
+    return nn.Sequential(*(layer for layer in layers if layer is not None))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from common.checkpoint import load_checkpoint, save_checkpoint
+from common.distributed import ask_main, average, is_main, my_share
 from common.experiment import configuration, run_folder, run_title
 from common.progress import Progress
 
@@ -41,7 +42,7 @@ class Loop:
         self.steps = args.epochs * self.steps_per_epoch
         self.checkpoint_every = args.checkpoint_every
         self._board = None
-        if args.tensorboard:
+        if args.tensorboard and is_main():
             from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
             self._board = SummaryWriter(str(self.path.parent))
@@ -50,7 +51,8 @@ class Loop:
         self._recent: list[Tensor] = []  # on the device: reading one would wait for it
         self._epoch_loss = (0.0, 0)
         if not args.resume:
-            self.path.unlink(missing_ok=True)
+            if is_main():
+                self.path.unlink(missing_ok=True)
         elif self.path.exists():
             progress = load_checkpoint(self.path, self.config, parts)
             self.step, self.seconds = progress["step"], progress["seconds"]
@@ -62,7 +64,7 @@ class Loop:
             while self.step < self.steps:
                 epoch, position = divmod(self.step, self.steps_per_epoch)
                 for batch in self._order(epoch)[position:]:
-                    yield batch
+                    yield my_share(batch)
                     self.step += 1
                     self.seconds = before + time.monotonic() - started
                     if self.step % self.steps_per_epoch == 0:
@@ -71,7 +73,7 @@ class Loop:
                         self._epoch_loss = (0.0, 0)
                         self._show()
                     progress.advance(self.losses[-1] if self.losses else None)
-                    if time.monotonic() - saved >= self.checkpoint_every or self.step == self.steps:
+                    if ask_main(time.monotonic() - saved >= self.checkpoint_every or self.step == self.steps):
                         self.save()
                         saved = time.monotonic()
 
@@ -108,7 +110,7 @@ class Loop:
     def _read_losses(self) -> None:
         if not self._recent:
             return
-        values = torch.stack(self._recent).double().cpu()
+        values = average(torch.stack(self._recent).double()).cpu()
         self._recent.clear()
         bad = (~torch.isfinite(values)).nonzero()
         if len(bad):

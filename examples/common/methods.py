@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from common.distributed import shuffled
 from common.encoders import head
 from common.manifold import find_layer, mix_views, mixing_at
 from imix_aug import (
@@ -34,8 +35,10 @@ class Method(nn.Module):
     def __init__(self, encoder: nn.Module, args: argparse.Namespace) -> None:
         super().__init__()
         self.encoder = encoder
-        self.net = nn.Sequential(encoder, head(encoder.features, encoder.features, PROJECTION))
+        self.net = nn.Sequential(encoder, head(encoder.features, encoder.features, PROJECTION, args.projection_bn))
         self.temperature = args.temperature
+        self.contrast = {"temperature": args.temperature, "gather_distributed": args.ranks > 1}
+        self.shuffles = args.bn == "shuffle"
         self.mix_at = args.mix_at
         if self.mix_at:
             find_layer(encoder, self.mix_at)
@@ -52,6 +55,10 @@ class Method(nn.Module):
         mixed, labels = mix_views(x, imix, views)
         return self.net(mixed), labels
 
+    def copied(self, copy_of_net: nn.Module, x: Tensor) -> Tensor:
+        """What the momentum copy says; its batches are drawn across the ranks if they are to be shuffled."""
+        return shuffled(copy_of_net, x) if self.shuffles else copy_of_net(x)
+
     def forward(self, view_1: Tensor, view_2: Tensor, imix: IMix | None, classes: Tensor) -> Tensor:
         """Return the loss of a batch."""
         raise NotImplementedError
@@ -63,7 +70,7 @@ class Method(nn.Module):
 class NPair(Method):
     def forward(self, view_1, view_2, imix, classes):
         query, labels = self.query(view_1, imix)
-        return imix_nce_loss(query, self.net(view_2), labels, temperature=self.temperature)
+        return imix_nce_loss(query, self.net(view_2), labels, **self.contrast)
 
 
 class SimCLR(Method):
@@ -71,13 +78,13 @@ class SimCLR(Method):
         views = torch.cat([view_1, view_2])
         keys = self.net(views)
         queries, labels = (keys, None) if imix is None else self.query(views, imix, views=2)
-        return imix_ntxent_loss(*queries.chunk(2), *keys.chunk(2), labels, temperature=self.temperature)
+        return imix_ntxent_loss(*queries.chunk(2), *keys.chunk(2), labels, **self.contrast)
 
 
 class SupCon(Method):
     def forward(self, view_1, view_2, imix, classes):
         query, labels = self.query(view_1, imix)
-        return imix_supcon_loss(query, self.net(view_2), classes, labels, temperature=self.temperature)
+        return imix_supcon_loss(query, self.net(view_2), classes, labels, **self.contrast)
 
 
 class MoCo(Method):
@@ -90,31 +97,32 @@ class MoCo(Method):
 
     def forward(self, view_1, view_2, imix, classes):
         with torch.no_grad():
-            keys = self._keys = F.normalize(self.key_net(view_2).float())
+            keys = self._keys = F.normalize(self.copied(self.key_net, view_2).float())
         negatives = self.queue.negatives
         query, labels = self.query(view_1, imix)
         if imix is None:  # MoCo as published: its own key against the queue alone
             query = F.normalize(query.float())
             logits = torch.cat([(query * keys).sum(1, keepdim=True), query @ negatives.T], 1) / self.temperature
             return F.cross_entropy(logits, logits.new_zeros(len(query), dtype=torch.long))
-        return imix_nce_loss(query, keys, labels, temperature=self.temperature, negatives=negatives)
+        return imix_nce_loss(query, keys, labels, negatives=negatives, **self.contrast)
 
     @torch.no_grad()
     def after_step(self) -> None:
-        self.queue.enqueue(self._keys)  # not earlier: the backward pass of the loss still needs the old rows
+        # Not earlier: the backward pass of the loss still needs the old rows.
+        self.queue.enqueue(self._keys, gather_distributed=self.contrast["gather_distributed"])
         self._move(list(self.key_net.parameters()), list(self.net.parameters()), None)
 
 
 class BYOL(Method):
     def __init__(self, encoder: nn.Module, args: argparse.Namespace) -> None:
         super().__init__(encoder, args)
-        self.predictor = head(PROJECTION, encoder.features, PROJECTION)
+        self.predictor = head(PROJECTION, encoder.features, PROJECTION, args.prediction_bn)
         self.target_net = copy.deepcopy(self.net).requires_grad_(False)
         self._move = get_ema_multi_avg_fn(args.momentum)
 
     def forward(self, view_1, view_2, imix, classes):
         with torch.no_grad():
-            target = self.target_net(view_2)
+            target = self.copied(self.target_net, view_2)
         query, labels = self.query(view_1, imix)
         return imix_byol_loss(self.predictor(query), target, labels)
 
@@ -127,7 +135,7 @@ class SimSiam(Method):
     def __init__(self, encoder: nn.Module, args: argparse.Namespace) -> None:
         super().__init__(encoder, args)
         self.net.append(nn.BatchNorm1d(PROJECTION, affine=False))  # keeps it from collapsing
-        self.predictor = head(PROJECTION, PROJECTION // 4, PROJECTION)
+        self.predictor = head(PROJECTION, PROJECTION // 4, PROJECTION, args.prediction_bn)
 
     def forward(self, view_1, view_2, imix, classes):
         with torch.no_grad():

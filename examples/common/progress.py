@@ -7,6 +7,8 @@ import time
 
 from tqdm import tqdm
 
+from common.distributed import is_main
+
 
 class Progress:
     """A bar with loss, rate and time left on a terminal; else a line for every tenth of the way."""
@@ -16,7 +18,7 @@ class Progress:
         self.first, self.started = start, time.monotonic()
         self.bar = (
             tqdm(total=total, initial=start, desc=title, unit="step", dynamic_ncols=True)
-            if sys.stderr.isatty()
+            if sys.stderr.isatty() and is_main()
             else None
         )
 
@@ -34,7 +36,7 @@ class Progress:
             if loss is not None:
                 self.bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
             self.bar.update()
-        elif self.step * 10 // self.total != (self.step - 1) * 10 // self.total:
+        elif is_main() and self.step * 10 // self.total != (self.step - 1) * 10 // self.total:
             rate = (self.step - self.first) / max(time.monotonic() - self.started, 1e-9)
             left = (self.total - self.step) / rate
             shown = "" if loss is None else f"  loss {loss:.3f}"

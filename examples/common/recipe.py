@@ -40,7 +40,10 @@ def build_inputmix(others: int) -> Callable[[Tensor], Tensor]:
 def build_optimizer(
     args: argparse.Namespace, method: nn.Module, rows: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """SGD whose rate is in proportion to the batch, warms up for ten epochs or a tenth, and falls as a cosine."""
+    """SGD whose rate is in proportion to the batch, warms up for ten epochs or a tenth, and falls as a cosine.
+
+    With ``--milestones`` it falls to a tenth at each of them instead.
+    """
     steps = args.epochs * (rows // args.batch_size)
     trained = [p for p in method.parameters() if p.requires_grad]
     rate = args.lr * args.batch_size / 256
@@ -50,6 +53,8 @@ def build_optimizer(
     def factor(step: int) -> float:
         if step < warmup:
             return (step + 1) / warmup
+        if args.milestones:
+            return 0.1 ** sum(step >= milestone * steps // args.epochs for milestone in args.milestones)
         return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

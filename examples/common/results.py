@@ -5,28 +5,44 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+from collections import Counter
+from collections.abc import Mapping
 from statistics import mean, stdev
 from typing import Any
 
 import torch
 
 import imix_aug
-from common.checkpoint import read_checkpoint, write_atomically
+from common.checkpoint import CheckpointError, read_checkpoint, refuse_differences, write_atomically
 from common.experiment import configuration, run_folder
-from common.plots import draw_comparison, draw_curves
+from common.plots import COLOURS, draw_comparison, draw_curves
 
 METRICS = {"probe_accuracy": "linear probe", "knn_accuracy": "kNN"}
 
 
 class Results:
-    """The runs of one command; written anew after each, so that what is done is never lost."""
+    """The runs in a folder, those of earlier commands too; written anew after each, so that none is ever lost."""
 
     def __init__(self, args: argparse.Namespace, data_name: str) -> None:
         self.args, self.title = args, f"{data_name}, {args.method}"
-        self.runs: list[dict[str, Any]] = []
+        self.path = args.out / "results.json"
+        self.runs: list[dict[str, Any]] = self._earlier() if args.resume else []
+
+    def _earlier(self) -> list[dict[str, Any]]:
+        if not self.path.exists():
+            return []
+        try:
+            runs = json.loads(self.path.read_text())["runs"]
+            for run in runs:
+                here = configuration(self.args, run["mix"], run["seed"])
+                refuse_differences(self.path, run["config"], json.loads(json.dumps(here, default=str)))
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{self.path}: not the results of these examples ({error})") from error
+        return runs
 
     def add(self, mix: str, seed: int, metrics: dict[str, float], seconds: float) -> None:
         """Note one finished run."""
+        self.runs = [run for run in self.runs if (run["mix"], run["seed"]) != (mix, seed)]
         self.runs.append(
             {
                 "method": self.args.method,
@@ -43,22 +59,24 @@ class Results:
                 },
             }
         )
+        self.runs.sort(key=lambda run: (list(COLOURS).index(run["mix"]), run["seed"]))
         text = json.dumps({"runs": self.runs}, indent=2, default=str) + "\n"
-        write_atomically(self.args.out / "results.json", lambda file: file.write(text.encode()))
+        write_atomically(self.path, lambda file: file.write(text.encode()))
 
     def finish(self) -> None:
         """Print the table and draw the bars."""
-        print(f"\n{self.title}: accuracy in percent, {self.args.seeds} seed(s)\n")
-        print(format_table(summarize(self.runs)))
+        print(f"\n{self.title}: accuracy in percent\n")
+        print(format_table(summarize(self.runs), Counter(run["mix"] for run in self.runs)))
         draw_comparison(self.args.out / "comparison.png", self.title, summarize(self.runs))
         draw_curves(self.args.out / "curves.png", self.title, self._losses())
-        print(f"\n{self.args.out / 'results.json'}, {self.args.out / 'comparison.png'}, {self.args.out / 'curves.png'}")
+        print(f"\n{self.path}, {self.args.out / 'comparison.png'}, {self.args.out / 'curves.png'}")
 
     def _losses(self) -> dict[str, list[list[float]]]:
         losses: dict[str, list[list[float]]] = {}
         for run in self.runs:
             path = run_folder(self.args, run["mix"], run["seed"]) / "checkpoint.pt"
-            losses.setdefault(run["mix"], []).append(read_checkpoint(path)["progress"]["losses"])
+            if path.exists():
+                losses.setdefault(run["mix"], []).append(read_checkpoint(path)["progress"]["losses"])
         return losses
 
 
@@ -74,11 +92,11 @@ def summarize(runs: list[dict[str, Any]]) -> dict[str, dict[str, tuple[float, fl
     return summary
 
 
-def format_table(summary: dict[str, dict[str, tuple[float, float]]]) -> str:
+def format_table(summary: dict[str, dict[str, tuple[float, float]]], seeds: Mapping[str, int]) -> str:
     """A table to read: one row a mix, each metric with its gain over ``none``."""
-    rows = [["mix", *(cell for name in METRICS.values() for cell in (name, "gain"))]]
+    rows = [["mix", "seeds", *(cell for name in METRICS.values() for cell in (name, "gain"))]]
     for mix, metrics in summary.items():
-        row = [mix]
+        row = [mix, str(seeds[mix])]
         for metric in METRICS:
             average, deviation = metrics[metric]
             gain = average - summary["none"][metric][0] if "none" in summary and mix != "none" else None

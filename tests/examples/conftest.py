@@ -1,6 +1,7 @@
 """The examples are scripts beside the package: put their folder where they find it when they are run."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import torch
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))
+# multiprocessing's fork server imports what it preloads by this alone, and where it fails says nothing.
+os.environ["PYTHONPATH"] = os.pathsep.join([str(EXAMPLES), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 @pytest.fixture(autouse=True)

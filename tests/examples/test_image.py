@@ -12,7 +12,7 @@ from common.image_data import load_image
 from PIL import Image
 from torchvision.transforms.v2.functional import rgb_to_grayscale
 
-TINY = ("--epochs", 1, "--batch-size", 256, "--seeds", 1, "--width", 2, "--queue", 300)
+TINY = ("--epochs", 1, "--batch-size", 256, "--seeds", 1, "--width", 2)
 
 
 @pytest.mark.parametrize("method", ["npair", "moco"])
@@ -21,6 +21,8 @@ def test_methods_with_every_mix(runs, tmp_path, method):
     assert [run["mix"] for run in done] == ["none", "mixup", "cutmix"]
     assert all(0 < run["metrics"][name] <= 1 for run in done for name in ("probe_accuracy", "knn_accuracy"))
     assert (tmp_path / "out" / "comparison.png").read_bytes().startswith(b"\x89PNG")
+    sheets = [path.parent.name for path in sorted((tmp_path / "out").rglob("mixed.png"))]
+    assert sheets == [f"{method}-cutmix-seed0", f"{method}-mixup-seed0"]
 
 
 @pytest.fixture

@@ -13,7 +13,18 @@ from imix_aug import IMix
 
 
 def options(**changes):
-    plain = {"method": "npair", "temperature": 0.2, "queue": 64, "momentum": 0.9, "mix_at": None, "compile": False}
+    plain = {
+        "method": "npair",
+        "temperature": 0.2,
+        "queue": 64,
+        "momentum": 0.9,
+        "mix_at": None,
+        "compile": False,
+        "ranks": 1,
+        "bn": "local",
+        "projection_bn": "hidden",
+        "prediction_bn": "hidden",
+    }
     return argparse.Namespace(**{**plain, "device": torch.device("cpu"), **changes})
 
 
@@ -39,7 +50,7 @@ def test_mixing_at_a_layer_mixes_what_it_says():
 @pytest.mark.parametrize("layer", ["layer2", "layer4.0"])
 @pytest.mark.parametrize("method", ["npair", "simclr", "moco"])
 def test_mix_at_from_the_command_line(runs, method, layer):
-    size = ("--epochs", 1, "--batch-size", 256, "--seeds", 1, "--width", 1, "--queue", 100)
+    size = ("--epochs", 1, "--batch-size", 256, "--seeds", 1, "--width", 1)
     done = runs(tabular, "--method", method, "--mix", "mixup", "cutmix", "--mix-at", layer, *size)
     assert [run["config"]["mix_at"] for run in done] == [layer, layer]
 

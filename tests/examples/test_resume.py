@@ -5,13 +5,14 @@ import random
 import signal
 import time
 
+import pandas as pd
 import pytest
 import tabular
 import torch
 from common.checkpoint import write_atomically
 from common.loop import Loop
 
-SHORT = ("--mix", "mixup", "--epochs", "4", "--batch-size", "128", "--seeds", "1", "--width", "1", "--queue", "500")
+SHORT = ("--mix", "mixup", "--epochs", "4", "--batch-size", "128", "--seeds", "1", "--width", "1")
 
 
 def train(out, *options):
@@ -40,18 +41,19 @@ def assert_same(a, b):
         assert a == b
 
 
-@pytest.mark.parametrize("method", ["moco"])  # it has all there is: a momentum copy, a queue
-def test_killed_five_times_ends_with_the_same_bits(tmp_path, runs, method):
-    options = ("--method", method, "--checkpoint-every", "0")
+@pytest.mark.parametrize("times", [1, pytest.param(5, marks=pytest.mark.slow)])
+def test_killed_ends_with_the_same_bits(tmp_path, runs, times):
+    method = "moco"  # it has all there is: a momentum copy, a queue
+    options = ("--method", method, "--queue", "500", "--checkpoint-every", "0")
     undisturbed = runs(tabular, *SHORT, *options, out=tmp_path / "undisturbed")
 
     # The server imports torch once; every child is a fork of it, and dies without a chance to tidy up.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tabular"])
-    draw = random.Random(method)
+    context.set_forkserver_preload(["tabular", "pytest"])
+    draw = random.Random(times)
     steps, kills = [], 0
     checkpoint = tmp_path / "killed" / "runs" / f"{method}-mixup-seed0" / "checkpoint.pt"
-    while kills < 5:
+    while kills < times:
         before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
         child = context.Process(target=train, args=(tmp_path / "killed", *options))
         child.start()
@@ -105,3 +107,23 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
         write_atomically(path, fail)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_runs_of_earlier_commands_stay_in_the_results(runs):
+    first = runs(tabular, *SHORT)
+    both = runs(tabular, *SHORT, "--mix", "none")
+    assert [run["mix"] for run in both] == ["none", "mixup"]
+    assert both[1] == first[0]
+    three = runs(tabular, *SHORT, "--mix", "none", "--seeds", 2)
+    assert [(run["mix"], run["seed"]) for run in three] == [("none", 0), ("none", 1), ("mixup", 0)]
+    assert runs(tabular, *SHORT, "--no-resume")[0]["metrics"] == first[0]["metrics"]
+
+
+def test_data_that_changed_under_the_same_name_are_noticed(tmp_path, runs, refusal):
+    table = pd.DataFrame({"a": range(40), "b": [i * i % 7 for i in range(40)], "kind": ["x", "y"] * 20})
+    table.to_csv(tmp_path / "t.csv", index=False)
+    options = ("--data", tmp_path / "t.csv", "--label", "kind", "--epochs", 1, "--batch-size", 16, "--seeds", 1)
+    runs(tabular, *options)
+    table.loc[7, "b"] += 1
+    table.to_csv(tmp_path / "t.csv", index=False)
+    assert "fingerprint" in refusal(tabular, *options)

@@ -1,15 +1,16 @@
 import gzip
 
+import image
 import numpy as np
 import pandas as pd
 import pytest
 import tabular
 import torch
-from common.dataset import DataError
+from common.dataset import DataError, reduce
 from common.tabular_data import input_dropout, load_tabular
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-TINY = ("--epochs", 1, "--batch-size", 256, "--seeds", 1, "--width", 1, "--queue", 300)
+TINY = ("--epochs", 1, "--batch-size", 256, "--seeds", 1, "--width", 1)
 
 
 @pytest.mark.parametrize("method", ["npair", "simclr", "moco", "byol", "simsiam", "supcon"])
@@ -183,3 +184,66 @@ def test_tensorboard_gets_the_loss_of_every_epoch(runs, tmp_path):
     assert [event.value for event in events.Scalars("loss")] == pytest.approx(progress["losses"])
     assert [event.step for event in events.Scalars("loss")] == [5, 10, 15]
     assert events.Scalars("learning rate")[-1].value < 0.01
+
+
+@pytest.mark.parametrize(
+    ("script", "options", "words"),
+    [
+        (image, ("--arch", "resnet18", "--width", 8), "--width 8"),
+        (tabular, ("--method", "byol", "--temperature", 0.1), "--temperature 0.1"),
+        (tabular, ("--queue", 100), "--queue 100"),
+        (tabular, ("--method", "simsiam", "--momentum", 0.9), "--momentum 0.9"),
+        (tabular, ("--mix", "none", "--alpha", 2), "--alpha 2.0"),
+        (tabular, ("--mix", "none", "--mix-at", "layer2"), "--mix-at layer2"),
+        (tabular, ("--augment", "none", "--dropout", 0.1), "--dropout 0.1"),
+        (tabular, ("--label", "kind"), "--label kind"),
+        (tabular, ("--prediction-bn", "both"), "--prediction-bn both"),
+        (image, ("--image-size", 16), "--image-size 16"),
+        (tabular, ("--epochs", 5, "--milestones", 3, 5), "--milestones 5"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(refusal, script, options, words):
+    assert words in refusal(script, *options)
+
+
+def test_milestones_divide_the_rate(runs, tmp_path):
+    runs(tabular, *TINY[2:], "--epochs", 10, "--milestones", 5, 8, "--mix", "none", "--tensorboard", "--lr", 0.1)
+    events = EventAccumulator(str(tmp_path / "out" / "runs" / "npair-none-seed0")).Reload()
+    rates = [event.value for event in events.Scalars("learning rate")]  # after each epoch, of the next
+    assert rates == pytest.approx([0.1] * 4 + [0.01] * 3 + [0.001] * 3, rel=1e-5)
+
+
+def test_fractions_shrink_what_is_pretrained_on(runs):
+    data = load_tabular("digits")
+    half = reduce(data, 0.5, 1.0)
+    counts = torch.bincount(data.train_y)
+    assert (torch.bincount(half.train_y) - counts / 2).abs().max() <= 0.5
+    assert torch.equal(half.test_x, data.test_x)
+    few = reduce(data, 1.0, 0.3)
+    assert torch.equal(torch.bincount(few.train_y), counts[:3])
+    done = runs(tabular, *TINY[2:], "--epochs", 1, "--data-fraction", 0.5, "--class-fraction", 0.5, "--mix", "mixup")
+    assert done[0]["metrics"]["probe_accuracy"] > 0.5  # of all ten classes: the probe sees them
+
+
+def test_bfloat16_follows_float32(runs, tmp_path):
+    options = (*TINY[2:], "--epochs", 3, "--mix", "mixup")
+    curves = []
+    for amp in ((), ("--amp", "bf16")):
+        out = tmp_path / f"out{len(amp)}"
+        runs(tabular, *options, *amp, out=out)
+        checkpoint = torch.load(out / "runs" / "npair-mixup-seed0" / "checkpoint.pt", weights_only=True)
+        curves.append(checkpoint["progress"]["losses"])
+    assert curves[1] == pytest.approx(curves[0], rel=0.02)
+    assert curves[1] != curves[0]
+
+
+@pytest.mark.slow  # the compiler takes its time
+def test_compiled_follows_eager(runs, tmp_path):
+    options = (*TINY[2:], "--epochs", 2, "--mix", "mixup")
+    curves = []
+    for compiled in ((), ("--compile",)):
+        out = tmp_path / f"out{len(compiled)}"
+        runs(tabular, *options, *compiled, out=out)
+        checkpoint = torch.load(out / "runs" / "npair-mixup-seed0" / "checkpoint.pt", weights_only=True)
+        curves.append(checkpoint["progress"]["losses"])
+    assert curves[1] == pytest.approx(curves[0], rel=1e-3)

@@ -1,0 +1,41 @@
+"""A sheet of mixed inputs with their lambdas, so that one sees what the network is shown."""
+
+from __future__ import annotations
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from common.distributed import is_main
+from common.loop import Loop
+from common.plots import save_figure
+from imix_aug import IMix
+
+MIXED_SHOWN = 8
+
+
+@torch.no_grad()
+def save_mixed(loop: Loop, imix: IMix, inputs: Tensor) -> None:
+    """Draw inputs, their partners and what becomes of both, as ``mixed.png`` in the folder of the run."""
+    path = loop.path.with_name("mixed.png")
+    if not is_main() or path.exists():
+        return
+    with torch.random.fork_rng():  # the run itself must not notice
+        mixed, labels = imix(inputs)
+    rows = {"input": inputs, "partner": inputs[labels.partner], "mixed": mixed}
+    low, high = inputs.amin(), inputs.amax()
+    figure = Figure(figsize=(1.2 * len(inputs), 4.2), layout="constrained")
+    for i, (name, pictures) in enumerate(rows.items()):
+        for j, picture in enumerate(((pictures - low) / (high - low).clamp(min=1e-6)).cpu()):
+            axes = figure.add_subplot(len(rows), len(inputs), i * len(inputs) + j + 1)
+            if len(picture) == 3:
+                axes.imshow(picture.permute(1, 2, 0))
+            else:  # one channel: ink on paper, or a spectrogram with time to the right
+                axes.imshow(picture[0], cmap="magma", vmin=0, vmax=1)
+            axes.set_xticks([])
+            axes.set_yticks([])
+            if j == 0:
+                axes.set_ylabel(name)
+            if name == "mixed":
+                axes.set_xlabel(f"lambda {labels.lam[j].item():.2f}")
+    save_figure(figure, path)
