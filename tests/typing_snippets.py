@@ -51,9 +51,7 @@ def losses_are_tensors(net: nn.Module, view_1: Tensor, view_2: Tensor, classes: 
     temperature = nn.Parameter(torch.tensor(0.2))
     x, labels = IMix()(view_1)
     queue = NegativeQueue(size=64, dim=16)
-    assert_type(
-        imix_nce_loss(net(x), net(view_2), labels, temperature=temperature, negatives=queue.negatives), Tensor
-    )
+    assert_type(imix_nce_loss(net(x), net(view_2), labels, temperature=temperature, negatives=queue.negatives), Tensor)
     queue.enqueue(net(view_2))
     (mixed_1, mixed_2), labels = IMix()((view_1, view_2))
     assert_type(imix_ntxent_loss(net(mixed_1), net(mixed_2), net(view_1), net(view_2), labels), Tensor)

@@ -1,0 +1,33 @@
+"""Run the tutorial's code and draw its figure: `python docs/figures/tutorial.py`."""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+from style import OWN, PARTNER, save
+
+TUTORIAL = Path(__file__).parents[1] / "tutorial.md"
+
+
+def run() -> dict[str, list[float]]:
+    """Run every Python block of the page, and return the losses that it has then."""
+    torch.set_num_threads(1)
+    names: dict[str, list[float]] = {}
+    for block in TUTORIAL.read_text().split("```python\n")[1:]:
+        exec(block.split("```")[0], names)
+    return names
+
+
+def draw(losses: dict[str, list[float]]) -> plt.Figure:
+    """The losses of both runs."""
+    figure, axis = plt.subplots(figsize=(6, 2.6), layout="constrained")
+    axis.plot(losses["plain_losses"], label="plain", color=PARTNER)
+    axis.plot(losses["mixed_losses"], label="i-Mix", color=OWN)
+    axis.set(xlabel="step", ylabel="loss", yscale="log")
+    axis.legend()
+    return figure
+
+
+if __name__ == "__main__":
+    results = run()
+    save("tutorial", lambda ink: draw(results))
