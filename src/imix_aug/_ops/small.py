@@ -53,7 +53,7 @@ class _SmallNCE(torch.autograd.Function):
         mean: bool,
     ) -> Tensor:
         n = query.shape[0]
-        query_rows, key_rows = rows[:n], rows[n:]
+        query_rows, key_rows = rows.split(n)
         logits = torch.empty((n, n), dtype=rows.dtype)
         logits.addmm_(query_rows, key_rows.t(), beta=0, alpha=scale)
         log_softmax = torch.log_softmax(logits, 1)
@@ -67,8 +67,9 @@ class _SmallNCE(torch.autograd.Function):
             excess.diagonal().sub_(lam)
             excess.scatter_add_(1, others, (lam - 1)[:, None])
         grads = torch.empty_like(rows)
-        torch.mm(excess, key_rows, out=grads[:n])
-        torch.mm(excess.t(), query_rows, out=grads[n:])
+        query_grad, key_grad = grads.split(n)
+        torch.mm(excess, key_rows, out=query_grad)
+        torch.mm(excess.t(), query_rows, out=key_grad)
         # What would change a row's length has no effect on the loss.
         grads.addcmul_(rows, (grads * rows).sum(dim=1, keepdim=True), value=-1)
         grads.div_(lengths.mul_(n / scale if mean else 1 / scale))
@@ -78,7 +79,7 @@ class _SmallNCE(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, key, grads = ctx.saved_tensors
-        both = (grads.detach() * grad.detach()).split(query.shape[0])
+        both = (grads * grad).split(query.shape[0])
         if torch.is_grad_enabled():
-            both = tuple(_OnceDifferentiable.apply(each, query, key, grad) for each in both)
+            both = tuple(_OnceDifferentiable.apply(each.detach(), query, key, grad) for each in both)
         return (*both, *(None,) * 6)

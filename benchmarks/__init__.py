@@ -1,0 +1,1 @@
+"""Measurements of imix-aug: ``python -m benchmarks --help``."""
