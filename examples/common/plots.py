@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -68,6 +70,56 @@ def draw_map(path: Path, title: str, points: np.ndarray, labels: np.ndarray, cla
     axes.set_title(title)
     if len(classes) <= 20:
         axes.legend(markerscale=2, fontsize=8)
+    save_figure(figure, path)
+
+
+def draw_beside(path: Path, title: str, lines: list[dict[str, Any]]) -> None:
+    """Draw what came out as bars, and what was published as a line across each."""
+    figure = Figure(figsize=(max(5.0, 1.6 * len(lines) + 2), 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    lowest = 100.0
+    for i, mix in enumerate(("none", "mixup")):
+        found = [line["found"][mix] for line in lines]
+        places = [j + 0.4 * (i - 0.5) for j in range(len(lines))]
+        heights, deviations = [mean(one) for one in found], [stdev(one) if len(one) > 1 else 0.0 for one in found]
+        bars = axes.bar(
+            places, heights, 0.37, yerr=deviations, capsize=4, color=COLOURS[mix], label=f"here, {label_of(mix)}"
+        )
+        axes.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
+        said = [(place, line["published"][mix]) for place, line in zip(places, lines, strict=True)]
+        said = [(place, value) for place, value in said if value is not None]
+        for j, (place, value) in enumerate(said):
+            label = "published" if i == j == 0 else None
+            axes.plot([place - 0.19, place + 0.19], [value, value], color="black", linewidth=2, label=label)
+        lowest = min([lowest, *heights, *(value for _, value in said)])
+    axes.set_ylim(max(0.0, lowest - 8), 104)
+    axes.set_xticks(range(len(lines)), [line["row"] for line in lines], rotation=20, ha="right")
+    axes.set_ylabel("linear probe, percent")
+    axes.set_title(title)
+    axes.legend(loc="lower right", fontsize=8)
+    save_figure(figure, path)
+
+
+def draw_against(quantity: str, path: Path, title: str, lines: list[dict[str, Any]]) -> None:
+    """Draw the accuracy without and with i-Mix against the quantity that an ablation varies."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for mix in ("none", "mixup"):
+        found = [line["found"][mix] for line in lines]
+        axes.errorbar(
+            range(len(lines)),
+            [mean(one) for one in found],
+            yerr=[stdev(one) if len(one) > 1 else 0.0 for one in found],
+            marker="o",
+            capsize=4,
+            color=COLOURS[mix],
+            label=label_of(mix),
+        )
+    axes.set_xticks(range(len(lines)), [line["value"] for line in lines])
+    axes.set_xlabel(quantity)
+    axes.set_ylabel("linear probe, percent")
+    axes.set_title(title)
+    axes.legend()
     save_figure(figure, path)
 
 

@@ -40,6 +40,9 @@ class Halves(nn.Module):
         self.halves = halves
 
     def forward(self, x):
+        if isinstance(x, tuple):  # views of the same rows
+            mixed, labels = zip(*map(self.forward, x), strict=True)
+            return mixed, labels[0]
         size = len(x) // self.halves
         own = torch.arange(size)
         partner = torch.cat([(own + 1) % size + half * size for half in range(self.halves)])

@@ -1,0 +1,299 @@
+"""Reproduce the paper's tables, its ablations, and transfer: what comes out beside what was published.
+
+python examples/reproduce.py 1 --scale cpu --rows covtype-npair     # a row of Table 1
+python examples/reproduce.py 3 --scale gpu --download               # all of Table 3
+python examples/reproduce.py ablation --over width --scale cpu
+python examples/reproduce.py transfer --rows cifar10-npair --to cifar100
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import shlex
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from common.checkpoint import write_atomically
+from common.cli import one_line_errors, pick_device
+from common.dataset import DataError
+from common.distributed import is_main, meet
+from common.evaluate import evaluate
+from common.paper import METHOD_NAMES, MIXES, SCALES, TABLES, Row, recipe
+from common.plots import draw_against, draw_beside
+from common.saved import open_run
+from sklearn.datasets import get_data_home
+
+# Where each named data set lies once it has been downloaded; {root} is --data-root.
+PLACES = {
+    "covtype": "{scikit}/covertype",
+    "higgs": "{scikit}/openml",
+    "cifar10": "{root}/cifar-10-batches-py",
+    "cifar100": "{root}/cifar-100-python",
+    "speechcommands": "{root}/speech_commands_v0.02.tar.gz",
+}
+# What an ablation varies: the option, its values, and the domains that have it.
+OVER: dict[str, tuple[str, list[str], tuple[str, ...]]] = {
+    "data": ("data-fraction", ["0.1", "0.25", "0.5", "1"], ("image", "speech", "tabular")),
+    "classes": ("class-fraction", ["0.3", "0.6", "1"], ("image", "speech", "tabular")),
+    "width": ("width", ["1", "2", "4", "8"], ("image", "speech", "tabular")),
+    "depth": ("arch", ["resnet18", "resnet34", "resnet50", "resnet101"], ("image", "speech")),
+    "epochs": ("epochs", ["25", "50", "100", "200"], ("image", "speech", "tabular")),
+    "batch": ("batch-size", ["64", "128", "256", "512"], ("image", "speech", "tabular")),
+    "queue": ("queue", ["512", "1024", "2048", "4096"], ("image", "speech", "tabular")),
+    "alpha": ("alpha", ["0.25", "0.5", "1", "2", "4"], ("image", "speech", "tabular")),
+    "temperature": ("temperature", ["0.05", "0.1", "0.2", "0.5"], ("image", "speech", "tabular")),
+    "augment": ("augment", ["none", "default"], ("image", "speech", "tabular")),
+}
+
+
+class CannotRun(Exception):
+    """Why a cell stays empty."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run what is not done yet, and report."""
+    args = _parse(argv)
+    with one_line_errors():
+        report = {"ablation": ablation, "transfer": transfer}.get(args.table, table)
+        report(args)
+
+
+def table(args: argparse.Namespace) -> None:
+    """Table 1, 2 or 3: every row without and with i-Mix."""
+    rows = _choose(TABLES[args.table], args.rows)
+    folder, title = args.out / f"table{args.table}-{args.scale}", _title(args, f"Table {args.table}")
+    lines: list[dict[str, Any]] = []
+    for row in rows:
+        line: dict[str, Any] = {"row": row.name, "data": row.data, "method": METHOD_NAMES[row.method]}
+        line["published"] = dict(zip(MIXES, row.published, strict=True))
+        try:
+            line["found"] = {
+                mix: run(args, row, folder / row.name / mix, recipe(row, mix, args.scale)) for mix in MIXES
+            }
+        except CannotRun as why:
+            line["cannot"] = str(why)
+        lines.append(line)
+        _write(folder, title, lines)
+    _finish(folder, title, lines)
+
+
+def transfer(args: argparse.Namespace) -> None:
+    """Pretrain on the data of a row of Table 1, probe on other data of the same domain."""
+    if not args.to:
+        raise DataError("transfer: name the data to probe with --to")
+    folder, title = args.out / f"transfer-{args.scale}", _title(args, "Transfer")
+    lines: list[dict[str, Any]] = []
+    for row in _choose(TABLES["1"], args.rows or ["cifar10-npair"]):
+        line: dict[str, Any] = {"row": f"{row.name} to {args.to}", "method": METHOD_NAMES[row.method]}
+        line.update({"data": f"{row.data} to {args.to}", "published": dict.fromkeys(MIXES)})
+        try:
+            line["found"] = {mix: _probe_elsewhere(args, row, folder / row.name / mix, mix) for mix in MIXES}
+        except CannotRun as why:
+            line["cannot"] = str(why)
+        lines.append(line)
+        _write(folder, title, lines)
+    _finish(folder, title, lines)
+
+
+def _probe_elsewhere(args: argparse.Namespace, row: Row, folder: Path, mix: str) -> list[float]:
+    run(args, row, folder, recipe(row, mix, args.scale))
+    found = []
+    for seed in range(args.seeds):
+        _require(args, args.to)
+        saved = argparse.Namespace(
+            checkpoint=folder / "runs" / f"{row.method}-{mix}-seed{seed}" / "checkpoint.pt",
+            data=args.path.get(args.to, args.to),
+            data_root=args.data_root,
+            label=None,
+        )
+        encoder, data, to_input = open_run(saved, pick_device(args.device))
+        found.append(100 * evaluate(encoder, data, to_input)["probe_accuracy"])
+    return found
+
+
+def ablation(args: argparse.Namespace) -> None:
+    """One quantity, several values: accuracy without and with i-Mix against it."""
+    if not args.over:
+        raise DataError(f"ablation: say over what with --over; known are {', '.join(OVER)}")
+    option, values, domains = OVER[args.over]
+    default = "covtype-moco" if args.over == "queue" else "covtype-npair"
+    row, *more = _choose(TABLES["1"], args.rows or [default])
+    if more:
+        raise DataError("ablation: wanted one of --rows")
+    if row.domain not in domains:
+        raise DataError(f"--over {args.over}: {row.data} has no such thing; give --rows one of {' or '.join(domains)}")
+    if args.over == "queue" and row.method != "moco":
+        raise DataError(f"--over queue: {METHOD_NAMES[row.method]} has none; give --rows one with moco")
+    folder = args.out / f"ablation-{args.over}-{row.name}-{args.scale}"
+    title = _title(args, f"{row.name} over {args.over}")
+    lines: list[dict[str, Any]] = []
+    for value in args.values or values:
+        line: dict[str, Any] = {"row": f"{args.over} {value}", "data": row.data, "method": METHOD_NAMES[row.method]}
+        line.update({"value": value, "published": dict.fromkeys(MIXES)})
+        try:
+            line["found"] = {}
+            for mix in MIXES:
+                alone = args.over == "alpha" and mix == "none"  # draws no lambda: one run serves all alphas
+                options = recipe(row, mix, args.scale)
+                if not alone:
+                    options = _replace(options, option, value)
+                line["found"][mix] = run(args, row, folder / ("any" if alone else value) / mix, options)
+        except CannotRun as why:
+            line = {**line, "cannot": str(why)}
+            line.pop("found")
+        lines.append(line)
+        _write(folder, title, lines)
+    _finish(folder, title, lines, partial(draw_against, args.over))
+
+
+def run(args: argparse.Namespace, row: Row, folder: Path, options: list[str]) -> list[float]:
+    """Train one cell unless it is done, and return the probe's accuracy in percent, seed by seed."""
+    if row.cannot:
+        raise CannotRun(row.cannot)
+    _require(args, row.data)
+    for option, value in args.changes.items():
+        options = _replace(options, option, value)
+    options = [*options, "--data", str(args.path.get(row.data, row.data)), "--out", str(folder)]
+    if args.data_root:
+        options += ["--data-root", args.data_root]
+    command, kept = shlex.join([row.domain, *options]), folder / "command.txt"
+    is_same = kept.exists() and kept.read_text() == command
+    found = _finished(folder) if is_same else {}
+    if not set(range(args.seeds)) <= found.keys():
+        script = importlib.import_module(row.domain)
+        meet()
+        if is_main():
+            print(f"\npython examples/{row.domain}.py {shlex.join(options)} --seeds {args.seeds}", flush=True)
+        try:
+            script.main([*options, "--seeds", str(args.seeds), "--device", args.device])
+        except SystemExit as end:
+            if isinstance(end.__context__, KeyboardInterrupt):
+                raise
+            raise CannotRun(str(end.code).removeprefix("error: ")) from end
+        if is_main():
+            write_atomically(kept, lambda file: file.write(command.encode()))
+        meet()
+        found = _finished(folder)
+    return [100 * found[seed] for seed in range(args.seeds)]
+
+
+def _finished(folder: Path) -> dict[int, float]:
+    path = folder / "results.json"
+    runs = json.loads(path.read_text())["runs"] if path.exists() else []
+    return {run["seed"]: run["metrics"]["probe_accuracy"] for run in runs}
+
+
+def _replace(options: list[str], option: str, value: str) -> list[str]:
+    """Set one option, and leave out those that go with another choice of it."""
+    dropped = {f"--{option}"}
+    if option == "arch" and value != "cnn":
+        dropped.add("--width")
+    if option == "augment" and value == "none":
+        dropped |= {"--dropout", "--dropout-columns"}
+    if option == "epochs":
+        dropped.add("--milestones")
+    kept: list[str] = []
+    keep = True
+    for word in options:
+        if word.startswith("--"):
+            keep = word not in dropped
+        if keep:
+            kept.append(word)
+    return [*kept, f"--{option}", value]
+
+
+def _require(args: argparse.Namespace, data: str) -> None:
+    """Refuse a data set that would have to be downloaded, unless that was asked for."""
+    if data in args.path or args.download or data not in PLACES:
+        return
+    root = args.data_root or "data"
+    place = Path(PLACES[data].format(root=root, scikit=get_data_home(args.data_root)))
+    if not place.exists():
+        raise CannotRun(f"{data} is not in {place}; give --download, or where it is with --path {data}=PATH")
+
+
+def _choose(rows: list[Row], names: Iterable[str] | None) -> list[Row]:
+    known = {row.name: row for row in rows}
+    unknown = [name for name in names or () if name not in known]
+    if unknown:
+        raise DataError(f"--rows {unknown[0]}: no such row; known are {', '.join(known)}")
+    return [known[name] for name in names] if names else rows
+
+
+def _title(args: argparse.Namespace, subject: str) -> str:
+    changed = "".join(f", {change}" for change in args.change)
+    return f"{subject} at scale {args.scale}{changed}"
+
+
+def _write(folder: Path, title: str, lines: list[dict[str, Any]]) -> None:
+    if not is_main():
+        return
+    text = json.dumps({"title": title, "rows": lines}, indent=2) + "\n"
+    write_atomically(folder / "report.json", lambda file: file.write(text.encode()))
+    page = f"# {title}\n\nLinear probe, test accuracy in percent.\n\n{_markdown(lines)}\n"
+    write_atomically(folder / "report.md", lambda file: file.write(page.encode()))
+
+
+def _finish(folder: Path, title: str, lines: list[dict[str, Any]], draw: Callable[..., None] = draw_beside) -> None:
+    if not is_main():
+        return
+    print(f"\n{_markdown(lines)}")
+    done = [line for line in lines if "found" in line]
+    if done:
+        draw(folder / "report.png", title, done)
+    print("\n" + ", ".join(str(path) for path in sorted(folder.glob("report.*"))))
+
+
+def _markdown(lines: list[dict[str, Any]]) -> str:
+    rows = ["| row | without | with i-Mix | gain | published without | with | seeds |", "| --- " * 7 + "|"]
+    for line in lines:
+        said = [f"{line['published'][mix]:.1f}" if line["published"][mix] else "-" for mix in MIXES]
+        if "cannot" in line:
+            rows.append(f"| {line['row']} | not run: {line['cannot']} | | | {said[0]} | {said[1]} | |")
+            continue
+        found = [line["found"][mix] for mix in MIXES]
+        cells = [f"{mean(one):.2f}" + (f" +- {stdev(one):.2f}" if len(one) > 1 else "") for one in found]
+        gain = mean(found[1]) - mean(found[0])
+        rows.append(f"| {' | '.join([line['row'], *cells, f'{gain:+.2f}', *said, str(len(found[0]))])} |")
+    return "\n".join(rows)
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="reproduce.py", description="The paper's tables, ablations and transfer.")
+    option = parser.add_argument
+    option("table", choices=(*TABLES, "ablation", "transfer"), metavar="TABLE", help="1, 2, 3, ablation or transfer")
+    option("--rows", nargs="+", metavar="ROW", help="DATA-METHOD, such as covtype-npair (default: all of the table)")
+    option("--scale", choices=SCALES, default="cpu", help="as published, for one large GPU, for two cores (default)")
+    option("--seeds", type=int, default=1, metavar="S", help="train with the seeds 0 .. S-1 (default: 1)")
+    option("--over", choices=tuple(OVER), help="ablation: what to vary")
+    option("--values", nargs="+", metavar="V", help="ablation: its values")
+    option("--to", metavar="DATA", help="transfer: the data to probe")
+    option("--change", nargs="+", default=[], metavar="OPTION=VALUE", help="of the recipes, such as epochs=60")
+    option("--path", action="append", default=[], metavar="DATA=PATH", help="where a data set lies")
+    option("--data-root", metavar="DIR", help="where downloads are kept")
+    option("--download", action="store_true", help="fetch what is missing")
+    option("--device", default="auto", help="auto, cpu, cuda ... (default: auto)")
+    option("--out", type=Path, default=Path("runs") / "reproduce", metavar="DIR", help="(default: runs/reproduce)")
+    args = parser.parse_args(argv)
+    if args.seeds < 1:
+        parser.error(f"--seeds {args.seeds}: wanted one or more")
+    for name, kind in (("over", "ablation"), ("values", "ablation"), ("to", "transfer")):
+        if getattr(args, name) and args.table != kind:
+            parser.error(f"--{name}: only for {kind}")
+    for name, form in (("path", "DATA=PATH"), ("change", "OPTION=VALUE")):
+        bad = [word for word in getattr(args, name) if "=" not in word]
+        if bad:
+            parser.error(f"--{name} {bad[0]}: wanted {form}")
+    args.changes = dict(word.split("=", 1) for word in args.change)
+    args.path = {name: os.path.expanduser(path) for name, path in (place.split("=", 1) for place in args.path)}
+    return args
+
+
+if __name__ == "__main__":
+    main()

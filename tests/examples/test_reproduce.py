@@ -1,0 +1,132 @@
+import json
+
+import image
+import numpy as np
+import pandas as pd
+import pytest
+import reproduce
+import speech
+import tabular
+import torch
+from common.dataset import Dataset
+from common.paper import SCALES, TABLES, recipe
+from common.speech_data import SpeechDataset
+
+ROWS = [row for rows in TABLES.values() for row in rows if not row.cannot]
+
+
+class Reached(Exception):
+    """The options were taken, and training would begin."""
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.table}-{row.name}")
+def test_the_scripts_take_every_recipe(monkeypatch, tmp_path, row, scale):
+    y = torch.arange(40_000) % 2
+    kind, x, names = {
+        "image": (Dataset, torch.zeros(40_000, 3, 1, 1, dtype=torch.uint8), (image, "load_image")),
+        "speech": (SpeechDataset, torch.zeros(40_000, 1), (speech, "load_speech")),
+        "tabular": (Dataset, torch.zeros(40_000, 54), (tabular, "load_tabular")),
+    }[row.domain]
+    monkeypatch.setattr(*names, lambda *_, **__: kind(row.data, x, y, x, y, ["a", "b"]))
+    monkeypatch.setattr(speech, "spectrograms", lambda clips, _: clips)
+    seen = []
+
+    def stop(args, *_):
+        seen.append(args)
+        raise Reached
+
+    monkeypatch.setattr(names[0], "pretrain", stop)
+    for mix in ("none", "mixup"):
+        with pytest.raises(Reached):
+            names[0].main([*recipe(row, mix, scale), "--data", row.data, "--device", "cpu", "--out", str(tmp_path)])
+    plain, mixed = seen
+    assert plain.batch_size == mixed.batch_size == (512 if row.domain == "tabular" else 256)
+    assert plain.augment == ("none" if row.table == "3" else "default")
+    assert mixed.alpha == (2.0 if row.data == "covtype" else 1.0)
+
+
+def forest(path, rows):
+    """Rows as in UCI's file, whose class shows in a column."""
+    draw = np.random.default_rng(0)
+    y = draw.integers(1, 8, rows)
+    kinds = np.eye(4, dtype=int)[draw.integers(0, 4, rows)], np.eye(40, dtype=int)[draw.integers(0, 40, rows)]
+    quantities = draw.normal(0, 1, (rows, 10)) + 3 * np.eye(10)[y]
+    pd.DataFrame(np.hstack([quantities, *kinds, y[:, None]])).to_csv(path, header=False, index=False)
+    return f"covtype={path}"
+
+
+@pytest.fixture
+def report(tmp_path):
+    def call(folder, *options):
+        common = ("--device", "cpu", "--data-root", tmp_path / "nothing", "--out", tmp_path / "out")
+        reproduce.main([*map(str, options), *map(str, common)])
+        return json.loads((tmp_path / "out" / folder / "report.json").read_text())["rows"]
+
+    return call
+
+
+def test_a_table_beside_the_published_figures(tmp_path, report, monkeypatch, capsys):
+    options = ("1", "--rows", "covtype-npair", "cifar10-moco", "--path", forest(tmp_path / "cover.csv", 800))
+    forests, cifar = report("table1-cpu", *options)
+    assert forests["published"] == {"none": 68.5, "mixup": 72.1}
+    assert 25 < forests["found"]["none"][0] <= 100  # chance is 14
+    assert "cifar10 is not in" in cifar["cannot"]
+    assert "--download" in cifar["cannot"]
+    printed = capsys.readouterr().out
+    row = next(line for line in printed.splitlines() if line.startswith("| covtype-npair"))
+    assert f"{forests['found']['mixup'][0]:.2f}" in row
+    assert "| 68.5 | 72.1 |" in row
+    assert row in (tmp_path / "out" / "table1-cpu" / "report.md").read_text()
+    assert (tmp_path / "out" / "table1-cpu" / "report.png").read_bytes().startswith(b"\x89PNG")
+
+    monkeypatch.setattr(tabular, "pretrain", lambda *_: pytest.fail("trained again"))
+    assert report("table1-cpu", *options)[0] == forests
+
+
+def test_an_ablation_trains_what_does_not_vary_once(tmp_path, report, monkeypatch):
+    trained = []
+    pretrain = tabular.pretrain
+    monkeypatch.setattr(tabular, "pretrain", lambda args, *rest: trained.append(args) or pretrain(args, *rest))
+    options = ("ablation", "--over", "alpha", "--values", "1", "3", "--path", forest(tmp_path / "cover.csv", 800))
+    one, three = report("ablation-alpha-covtype-npair-cpu", *options)
+    assert [(args.mix, args.alpha) for args in trained] == [(["none"], 2.0), (["mixup"], 1.0), (["mixup"], 3.0)]
+    assert (one["value"], three["value"]) == ("1", "3")
+    assert one["found"]["none"] == three["found"]["none"]
+
+
+def test_transfer_probes_other_data(tmp_path, report):
+    pretrained, other = forest(tmp_path / "cover.csv", 800), forest(tmp_path / "other.csv", 400)
+    options = ("--path", pretrained, "--path", other.replace("covtype=", "other="), "--change", "epochs=3")
+    (row,) = report("transfer-cpu", "transfer", "--rows", "covtype-npair", "--to", "other", *options)
+    assert row["row"] == "covtype-npair to other"
+    for (accuracy,) in row["found"].values():
+        assert accuracy > 25
+        assert accuracy == pytest.approx(round(accuracy), abs=1e-9)  # of the 100 test rows of the other file
+
+
+def test_varying_an_option_drops_what_only_went_with_the_old_value():
+    options = ["--milestones", "18", "24", "--arch", "cnn", "--width", "16", "--epochs", "30"]
+    assert reproduce._replace(options, "epochs", "60") == ["--arch", "cnn", "--width", "16", "--epochs", "60"]
+    assert reproduce._replace(options[3:], "arch", "resnet18") == ["--epochs", "30", "--arch", "resnet18"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("1", "--rows", "mnist-npair"), "known are cifar10-npair"),
+        (("ablation",), "--over"),
+        (("ablation", "--over", "depth"), "has no such thing"),
+        (("ablation", "--over", "queue", "--rows", "covtype-npair"), "N-pair has none"),
+        (("transfer",), "--to"),
+    ],
+)
+def test_refusals(report, options, words):
+    with pytest.raises(SystemExit, match=words):
+        report("none", *options)
+
+
+def test_what_cannot_run_says_why(report):
+    rows = report("table2-cpu", "2")
+    assert [row["row"] for row in rows] == ["imagenet100-moco", "imagenet-moco", "higgs-moco"]
+    assert all("cannot" in row for row in rows)
