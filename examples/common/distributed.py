@@ -6,6 +6,7 @@ import argparse
 import atexit
 import contextlib
 import os
+import warnings
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -96,9 +97,10 @@ def spread(method: nn.Module, args: argparse.Namespace, seed: int) -> nn.Module:
     if args.bn == "sync":
         method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
     # Buffers stay with their rank: running statistics play no part in training, and all queues are alike anyway.
-    method = DistributedDataParallel(
-        method, device_ids=None if args.device.type == "cpu" else [args.device], broadcast_buffers=False
-    )
+    devices = None if args.device.type == "cpu" else [args.device]
+    with warnings.catch_warnings():  # the option has a new name, which older releases do not know
+        warnings.simplefilter("ignore", FutureWarning)
+        method = DistributedDataParallel(method, device_ids=devices, broadcast_buffers=False)
     torch.manual_seed(seed * 1_000_003 + rank())
     return method
 
