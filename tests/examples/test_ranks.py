@@ -84,7 +84,7 @@ def start(ranks, out, *options, plain=False, stop_at=None):
     for child in children:
         child.start()
     for child in children:
-        child.join(120)
+        child.join(300)
         child.kill()
     return [child.exitcode for child in children]
 
