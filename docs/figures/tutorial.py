@@ -23,7 +23,7 @@ def draw(losses: dict[str, list[float]]) -> plt.Figure:
     figure, axis = plt.subplots(figsize=(6, 2.6), layout="constrained")
     axis.plot(losses["plain_losses"], label="plain", color=PARTNER)
     axis.plot(losses["mixed_losses"], label="i-Mix", color=OWN)
-    axis.set(xlabel="step", ylabel="loss", yscale="log")
+    axis.set(xlabel="step", ylabel="loss", ylim=(0, None))
     axis.legend()
     return figure
 
