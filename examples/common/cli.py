@@ -135,7 +135,7 @@ def refuse_unused(given: Mapping[str, Any]) -> None:
     """Refuse an option that this run would not look at: whoever gave it expects something of it."""
     method, unmixed = given["method"], given["mix"] == ["none"]
     unused = {
-        "width": given["arch"] not in (None, "cnn") and f"{given['arch']} has one width",
+        "width": given["arch"] not in (None, "cnn", "resnet8") and f"{given['arch']} has one width",
         "temperature": method in ("byol", "simsiam") and f"{method} has none",
         "queue": method != "moco" and f"{method} has none",
         "momentum": method not in ("moco", "byol") and f"{method} keeps no moving average",

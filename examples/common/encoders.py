@@ -53,6 +53,33 @@ class SmallCNN(nn.Module):
         return self.layer4(x).mean((2, 3))
 
 
+class SmallResNet(nn.Module):
+    """ResNet-8: a convolution of stride 2 and three residual blocks of ``width``, twice and four times the channels."""
+
+    def __init__(self, channels: int, width: int = 16) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(channels, width, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
+        )
+        self.layer1 = residual_block(width, width, stride=1)
+        self.layer2 = residual_block(width, 2 * width, stride=2)
+        self.layer3 = residual_block(2 * width, 4 * width, stride=2)
+        self.features = 4 * width
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer3(self.layer2(self.layer1(self.stem(x)))).mean((2, 3))
+
+
+def residual_block(inputs: int, outputs: int, stride: int) -> nn.Module:
+    """torchvision's basic block, with a 1 x 1 convolution beside it where the shape changes."""
+    from torchvision.models.resnet import BasicBlock
+
+    if stride == 1 and inputs == outputs:
+        return BasicBlock(inputs, outputs)
+    beside = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs))
+    return BasicBlock(inputs, outputs, stride, beside)
+
+
 def build_resnet(name: str, channels: int, *, small_images: bool) -> nn.Module:
     """Build a torchvision ResNet without its classifier; small images get the CIFAR stem (3 x 3, no pooling)."""
     import torchvision
@@ -69,9 +96,11 @@ def build_resnet(name: str, channels: int, *, small_images: bool) -> nn.Module:
 
 
 def build_encoder(arch: str, channels: int, size: int, width: int) -> nn.Module:
-    """Build ``cnn`` or a ResNet by torchvision's name for square inputs of ``size`` pixels."""
+    """Build ``cnn``, ``resnet8`` or a ResNet by torchvision's name for square inputs of ``size`` pixels."""
     if arch == "cnn":
         return SmallCNN(channels, width)
+    if arch == "resnet8":
+        return SmallResNet(channels, width)
     return build_resnet(arch, channels, small_images=size <= 64)
 
 
