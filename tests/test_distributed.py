@@ -122,6 +122,7 @@ def train_ddp(rank, size, kind, reduction, use_ring, compiled=False):
     step = Step(kind, reduction)
     if compiled:
         torch._dynamo.reset()
+        torch._dynamo.config.optimize_ddp = False  # In torch 2.4 it cannot split a graph with functions such as ours.
         step.forward = torch.compile(step.forward, fullgraph=True, dynamic=True, backend="aot_eager")
     with ring(use_ring):
         ddp = DistributedDataParallel(step)  # It must outlive the backward pass, or no gradient is averaged.
@@ -163,6 +164,9 @@ def train_fsdp2(rank, size, kind, use_ring):
     assert_like_one_process(rank, kind, size, "mean", loss.detach(), grads)
 
 
+@pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6), reason="this PyTorch's fully_shard needs a GPU"
+)
 @pytest.mark.parametrize("use_ring", [False, True], ids=["gather", "ring"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_fsdp2_gradients_are_those_of_one_process(worlds, kind, use_ring):
