@@ -1,4 +1,4 @@
-"""The row log-sum-exp, and the small batch's loss, against dense float64 formulas."""
+"""The row log-sum-exp, and the loss as a single node, against dense float64 formulas."""
 
 import math
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from imix_aug import VirtualLabels, imix_nce_loss
 from imix_aug._losses import unit_rows
-from imix_aug._ops import blocked, reference, row_logsumexp, small
+from imix_aug._ops import blocked, node, reference, row_logsumexp
 
 
 @pytest.fixture(autouse=True)
@@ -176,7 +176,7 @@ def exact_nce(query, key, labels, temperature, mean):
     st.booleans(),
     st.integers(0, 2**31),
 )
-def test_both_ways_to_the_loss_are_the_formula(n, d, temperature, length, mean, mixed, seed):
+def test_all_ways_to_the_loss_are_the_formula(n, d, temperature, length, mean, mixed, seed):
     generator = torch.Generator().manual_seed(seed)
     query = torch.randn(n, d, generator=generator) + 2
     key = torch.randn(n, d, generator=generator) + 2
@@ -185,9 +185,12 @@ def test_both_ways_to_the_loss_are_the_formula(n, d, temperature, length, mean, 
     if mixed:
         labels = VirtualLabels(torch.rand(n, generator=generator) / 2 + 0.5, torch.randperm(n, generator=generator))
     expected, *expected_grads = exact_nce(query, key, labels, temperature, mean)
-    for largest in (1 << 18, 0):
+    for as_node, dense_logits in ((True, 1 << 18), (True, 0), (False, 0)):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(small, "MAX_LOGITS", largest)
+            tiny_tiles(patch)
+            if not as_node:
+                patch.setattr(node, "nce_loss", lambda *args: None)
+            patch.setattr(node, "DENSE_LOGITS", dense_logits)
             leaves = [rows.double().requires_grad_() for rows in (query, key)]
             loss = imix_nce_loss(*leaves, labels, temperature=temperature, reduction="mean" if mean else "sum")
             grads = torch.autograd.grad(loss, leaves)
@@ -206,24 +209,25 @@ def test_both_ways_to_the_loss_are_the_formula(n, d, temperature, length, mean, 
             assert (grad - right).norm().item() <= 1e-10 * max(scale, right.norm().item())
 
 
-def test_the_small_way_is_taken_where_it_serves_and_only_there():
+def test_the_single_node_is_taken_where_it_serves_and_only_there():
     query, key = (torch.randn(8, 4, requires_grad=True) for _ in range(2))
-    assert small.nce_loss(query, key, None, 5.0, "mean") is not None
+    assert node.nce_loss(query, key, None, 5.0, "mean") is not None
     zero = torch.zeros(8, 4, requires_grad=True)
     overflown = (torch.ones(8, 4) * 1e30).requires_grad_()
     undefined = torch.full((8, 4), math.nan, requires_grad=True)
     for rows in (zero, overflown, undefined):
-        assert small.nce_loss(rows, key, None, 5.0, "mean") is None
-        assert small.nce_loss(query, rows, None, 5.0, "mean") is None
-    assert small.nce_loss(query.detach(), key, None, 5.0, "mean") is None
-    assert small.nce_loss(query, key, None, 5.0, "none") is None
+        assert node.nce_loss(rows, key, None, 5.0, "mean") is None
+        assert node.nce_loss(query, rows, None, 5.0, "mean") is None
+    assert node.nce_loss(query.detach(), key, None, 5.0, "mean") is None
+    assert node.nce_loss(query, key, None, 5.0, "none") is None
     with torch.autocast("cpu"):
-        assert small.nce_loss(query, key, None, 5.0, "mean") is None
+        assert node.nce_loss(query, key, None, 5.0, "mean") is None
 
 
-@pytest.mark.parametrize("largest", [1 << 18, 0])
-def test_a_second_derivative_is_refused(largest, monkeypatch):
-    monkeypatch.setattr(small, "MAX_LOGITS", largest)
+@pytest.mark.parametrize("as_node", [True, False])
+def test_a_second_derivative_is_refused(as_node, monkeypatch):
+    if not as_node:
+        monkeypatch.setattr(node, "nce_loss", lambda *args: None)
     query, key = (torch.randn(4, 3, requires_grad=True) for _ in range(2))
     (grad,) = torch.autograd.grad(imix_nce_loss(query, key), query, create_graph=True)
     with pytest.raises(RuntimeError, match="no second derivative"):

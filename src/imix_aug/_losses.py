@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from imix_aug import _check
 from imix_aug._distributed import Keys, RingKeys, choose_keys
 from imix_aug._labels import VirtualLabels
-from imix_aug._ops import small
+from imix_aug._ops import node
 
 _REDUCTIONS = ("mean", "sum", "none")
 
@@ -73,7 +73,7 @@ def imix_nce_loss(
     temperature = _check.temperature(temperature, query.device)
     is_plain = normalize and negatives is None and not gather_distributed and not torch.compiler.is_compiling()
     if is_plain and isinstance(temperature, float):
-        loss = small.nce_loss(query, key, labels, 1 / temperature, reduction)
+        loss = node.nce_loss(query, key, labels, 1 / temperature, reduction)
         if loss is not None:
             return loss
     key = _rows(key, normalize)
