@@ -53,10 +53,11 @@ class _NCE(torch.autograd.Function):
     ) -> Tensor:
         n = query.shape[0]
         core = _dense if n * n <= DENSE_LOGITS else _blocked
-        total, grads = core(*rows.split(n), lam, partner, scale)
+        units = rows[:n], rows[n:]
+        total, grads = core(*units, lam, partner, scale)
         factor = scale / n if mean else scale
         # What would change a row's length has no effect on the loss.
-        for grad, unit, length in zip(grads, rows.split(n), lengths.split(n), strict=True):
+        for grad, unit, length in zip(grads, units, (lengths[:n], lengths[n:]), strict=True):
             grad.addcmul_(unit, (grad * unit).sum(dim=1, keepdim=True), value=-1).div_(length.div_(factor))
         ctx.save_for_backward(query, key, *grads)
         return total.div_(n) if mean else total
