@@ -72,10 +72,10 @@ def test_timms_mixup_of_a_batch_is_ours_with_its_partner(seed):
     data = pytest.importorskip("timm.data")
     import numpy as np
 
-    from imix_aug._mix import _blend
+    from imix_aug._ops.mix import blend
 
     np.random.seed(seed)  # noqa: NPY002 (timm draws from it)
     x, classes = torch.rand(8, 3, 4, 4), torch.arange(8)
     mixed, soft = data.Mixup(mixup_alpha=1.0, num_classes=8, label_smoothing=0.0)(x.clone(), classes)
     lam = soft[0, 0]
-    torch.testing.assert_close(_blend(x, torch.arange(8).flip(0), lam.expand(8)), mixed)
+    torch.testing.assert_close(blend(x, torch.arange(8).flip(0), lam.expand(8)), mixed)
