@@ -107,6 +107,26 @@ def test_logits_of_any_size_neither_overflow_nor_vanish(monkeypatch):
         torch.testing.assert_close(grad.double(), expected_grad, rtol=2e-2 if scale > 1 else 1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("length", [5e-11, 1.0, 9e11])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_logits_that_need_no_peak(length, sign, monkeypatch):
+    """Every logit of the first query is 40, or -40, and rows are as long or as short as they may be."""
+    tiny_tiles(monkeypatch)
+    limit = 0.9999 * blocked.SAFE_LOGIT
+    query, key = torch.nn.functional.normalize(torch.randn(11, 4)), torch.nn.functional.normalize(torch.randn(17, 4))
+    key[:] = sign * query[0]
+    key[3] = torch.nn.functional.normalize(torch.randn(4), dim=0)
+    query, key = (query * length).requires_grad_(), (key * (limit / length)).requires_grad_()
+    assert blocked._is_bounded(query.detach(), key.detach(), None)
+    assert not blocked._is_bounded(query.detach() * 1.001, key.detach(), None)
+    values = row_logsumexp(query, key, summed=True)
+    grads = torch.autograd.grad(values, (query, key))
+    expected, *expected_grads = dense(query, key, None, None, torch.ones(11))
+    assert values.item() == pytest.approx(expected.sum().item(), rel=1e-5)
+    for grad, right in zip(grads, expected_grads, strict=True):
+        assert ((grad.double() - right).norm() / right.norm()).item() < 2e-5
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("where", ["query", "key", "negatives"])
 def test_what_is_no_number_stays_none(bad, where):
@@ -185,12 +205,12 @@ def test_all_ways_to_the_loss_are_the_formula(n, d, temperature, length, mean, m
     if mixed:
         labels = VirtualLabels(torch.rand(n, generator=generator) / 2 + 0.5, torch.randperm(n, generator=generator))
     expected, *expected_grads = exact_nce(query, key, labels, temperature, mean)
-    for as_node, dense_logits in ((True, 1 << 18), (True, 0), (False, 0)):
+    for as_node, tile in ((True, "whole"), (True, "tiny"), (False, "tiny")):
         with pytest.MonkeyPatch.context() as patch:
-            tiny_tiles(patch)
+            if tile == "tiny":
+                tiny_tiles(patch)
             if not as_node:
                 patch.setattr(node, "nce_loss", lambda *args: None)
-            patch.setattr(node, "DENSE_LOGITS", dense_logits)
             leaves = [rows.double().requires_grad_() for rows in (query, key)]
             loss = imix_nce_loss(*leaves, labels, temperature=temperature, reduction="mean" if mean else "sum")
             grads = torch.autograd.grad(loss, leaves)
