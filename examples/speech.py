@@ -78,14 +78,14 @@ def main(argv: list[str] | None = None) -> None:
         data="digits",
         data_help="digits, speechcommands, a folder with WORD/CLIP.wav, or a .tar.gz of one",
     )
-    parser.add_argument("--arch", choices=ARCHITECTURES, help="encoder (default: resnet8 on a CPU, else resnet18)")
+    parser.add_argument("--arch", choices=ARCHITECTURES, help="encoder (default: cnn on a CPU, else resnet18)")
     args = parser.parse_args(argv)
     with one_line_errors():
         join_ranks(args)
         with main_first():
             data = load_speech(args.data, root=args.data_root)
         recipe = {
-            "arch": "resnet8" if pick_device(args.device).type == "cpu" else "resnet18",
+            "arch": "cnn" if pick_device(args.device).type == "cpu" else "resnet18",
             "temperature": 0.5,
             "width": 16,
         }
