@@ -30,7 +30,10 @@ python_maximum_signature_line_length = 88
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 
+pygments_dark_style = "github-dark"  # furo's own underlines names as if they were links
+
 html_theme = "furo"
 html_title = f"imix-aug {release}"
 html_static_path = ["_static"]
+html_favicon = "_static/favicon.svg"
 html_css_files = ["custom.css"]
