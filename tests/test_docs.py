@@ -1,5 +1,7 @@
 """Every Python block of the documentation runs, page by page, from the top to the bottom."""
 
+import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -7,9 +9,12 @@ import torch
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = sorted(page for page in DOCS.rglob("*.md") if "_build" not in page.parts)
+TUTORIAL = DOCS / "tutorial.md"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page != TUTORIAL], ids=lambda page: str(page.relative_to(DOCS))
+)
 def test_code_blocks_run(page, monkeypatch):
     sybil = pytest.importorskip("sybil")
     from sybil.parsers.myst import PythonCodeBlockParser
@@ -25,6 +30,33 @@ def test_code_blocks_run(page, monkeypatch):
             if missing.name and missing.name.startswith("imix_aug"):
                 raise
             pytest.skip(f"{missing.name} is not installed")
+
+
+def test_the_notebook_is_the_tutorial():
+    made = runpy.run_path(str(DOCS / "notebook.py"))["notebook"](TUTORIAL.read_text())
+    assert made == TUTORIAL.with_suffix(".ipynb").read_text(), "run `python docs/notebook.py`"
+
+
+def test_the_notebook_prints_what_the_tutorial_shows(monkeypatch):
+    """Training differs from machine to machine: accuracies may, by a few points of a hundred."""
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    pytest.importorskip("ipykernel")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    page = TUTORIAL.read_text()
+    notebook = nbformat.read(TUTORIAL.with_suffix(".ipynb"), as_version=4)
+    nbformat.validate(notebook)
+    nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
+
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 1
+    printed = "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stdout")
+    shown = "".join(re.findall(r"^```text\n(.*?)^```$", page, re.MULTILINE | re.DOTALL))
+    percentage = r"[\d.]+(?=%)"
+    assert re.sub(percentage, "", printed) == re.sub(percentage, "", shown)
+    reached, promised = ([float(number) for number in re.findall(percentage, text)] for text in (printed, shown))
+    assert reached == pytest.approx(promised, abs=5.0)
+    plain, mixed = reached[2], reached[4]
+    assert mixed > plain, "linear on 100 labels, without an augmentation"
 
 
 def test_every_page_has_a_place_in_the_table_of_contents():

@@ -1,5 +1,9 @@
-"""Run the tutorial's code and draw its figure: `python docs/figures/tutorial.py`."""
+"""Run the tutorial's code and draw its figure: `python docs/figures/tutorial.py`.
 
+With a number, `python docs/figures/tutorial.py 5`, run it for so many seeds instead and print what each reached.
+"""
+
+import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -9,12 +13,12 @@ from style import OWN, PARTNER, save
 TUTORIAL = Path(__file__).parents[1] / "tutorial.md"
 
 
-def run() -> dict[str, list[float]]:
+def run(seed: int = 0) -> dict[str, list[float]]:
     """Run every Python block of the page, and return the losses that it has then."""
     torch.set_num_threads(1)
     names: dict[str, list[float]] = {}
     for block in TUTORIAL.read_text().split("```python\n")[1:]:
-        exec(block.split("```")[0], names)
+        exec(block.split("```")[0].replace("manual_seed(0)", f"manual_seed({seed})"), names)
     return names
 
 
@@ -29,5 +33,9 @@ def draw(losses: dict[str, list[float]]) -> plt.Figure:
 
 
 if __name__ == "__main__":
-    results = run()
-    save("tutorial", lambda ink: draw(results))
+    if len(sys.argv) > 1:
+        for seed in range(int(sys.argv[1])):
+            run(seed)
+    else:
+        losses = run()
+        save("tutorial", lambda ink: draw(losses))
