@@ -189,13 +189,16 @@ def test_a_second_derivative_is_refused(loss, temperature):
             grad.square().sum().backward(retain_graph=True)
 
 
+@pytest.mark.parametrize("n", [9, 300])
+@pytest.mark.parametrize("requires_grad", [False, True])
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize("loss", ["nce", "supcon", "byol"])
-def test_lambda_of_one_is_no_mixing_to_the_bit(loss, dtype):
-    q, k = torch.randn(9, 5).to(dtype), torch.randn(9, 5).to(dtype)
-    labels = VirtualLabels(torch.ones(9), torch.randperm(9))
+def test_lambda_of_one_is_no_mixing_to_the_bit(loss, dtype, requires_grad, n):
+    q, k = (torch.randn(n, 5).to(dtype).requires_grad_(requires_grad) for _ in range(2))
+    labels = VirtualLabels(torch.ones(n), torch.randperm(n))
     for reduction in ("mean", "none"):
-        assert torch.equal(ALL[loss](q, k, labels, reduction=reduction), ALL[loss](q, k, None, reduction=reduction))
+        mixed, plain = (ALL[loss](q, k, each, reduction=reduction) for each in (labels, None))
+        assert torch.equal(mixed, plain)
 
 
 @pytest.mark.parametrize("loss", ALL)

@@ -11,6 +11,8 @@ import math
 import torch
 from torch import Tensor
 
+from imix_aug._ops.products import add_transposed_times, times_transposed
+
 LOG2_E = math.log2(math.e)
 
 # Fewer rows make the products slower, on account of what they repack. A tile over the keys is as wide as the keys are
@@ -44,31 +46,28 @@ def forward(
     want_key_grad: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Return the rows' log-sum-exp, its gradient in each query row, and the gradient of its sum in the keys."""
-    dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
+    dtype = torch.promote_types(query.dtype, torch.float32)
     lse = query.new_empty((query.shape[0], 1), dtype=dtype)
     query_grad = query.new_empty(query.shape, dtype=dtype) if want_query_grad else None
-    key_grad = key.new_zeros(key.shape, dtype=dtype) if want_key_grad else None
+    key_grad = zeros_by_columns(key) if want_key_grad else None
     step = rows_per_tile(query.shape[0], key.shape[0])
-    key_tile = lse.new_empty((step, key.shape[0]))
     few_negatives = (
         () if negatives is None or len(negatives) == 0 else torch.split(negatives, max(1, NEGATIVE_TILE // step))
     )
-    negative_tile = lse.new_empty((step, few_negatives[0].shape[0])) if few_negatives else key_tile
     bounded = _is_bounded(query, key, negatives)
 
     for start in range(0, query.shape[0], step):
-        stop = start + step
-        rows = query[start:stop]
+        part = slice(start, start + step)
+        rows = query[part]
         peak = lse.new_full((rows.shape[0], 1), 0.0 if bounded else torch.finfo(dtype).min)
-        powers, peak = _powers(rows, key, key_tile, None if excluded is None else excluded[start:stop], peak, bounded)
+        powers, peak = _powers(rows, key, None if excluded is None else excluded[part], peak, bounded)
         total = powers.sum(dim=1, keepdim=True)
-        row_grad = None if query_grad is None else query_grad[start:stop]
-        if row_grad is not None:
-            _multiply(row_grad, powers, key, beta=0)
+        powers = powers.to(key.dtype)
+        row_grad = times_transposed(powers, key.t()) if want_query_grad else None
 
         key_peak = peak
         for few in few_negatives:
-            others, raised = _powers(rows, few, negative_tile, None, peak, bounded)
+            others, raised = _powers(rows, few, None, peak, bounded)
             if raised is not peak:
                 shrink = (peak - raised).exp2_()
                 peak = raised
@@ -77,31 +76,33 @@ def forward(
                     row_grad.mul_(shrink)
             total.add_(others.sum(dim=1, keepdim=True))
             if row_grad is not None:
-                _multiply(row_grad, others, few, beta=1)
+                row_grad.add_(times_transposed(others.to(few.dtype), few.t()))
 
-        if row_grad is not None:
-            row_grad.div_(total)
+        if query_grad is not None and row_grad is not None:
+            torch.div(row_grad, total, out=query_grad[part])
         if key_grad is not None:
             weight = total.reciprocal() if key_peak is peak else (key_peak - peak).exp2_().div_(total)
-            _multiply(key_grad, powers.t(), (rows * weight).to(rows.dtype), beta=1)
-        torch.add(peak, total.log2_(), out=lse[start:stop])
-    return lse.div_(LOG2_E)[:, 0], query_grad, key_grad
+            add_transposed_times(key_grad, powers, (rows * weight).to(rows.dtype))
+        torch.add(peak, total.log2_(), out=lse[part])
+    return lse.div_(LOG2_E)[:, 0], query_grad, None if key_grad is None else key_grad.contiguous()
 
 
 def key_grad(query: Tensor, key: Tensor, excluded: Tensor | None, lse: Tensor, weight: Tensor) -> Tensor:
     """Return the gradient in the keys of the log-sum-exps' weighted sum: sum_i weight_i softmax_ij query_i."""
-    grad = key.new_zeros(key.shape, dtype=lse.dtype)
+    grad = zeros_by_columns(key)
     step = rows_per_tile(query.shape[0], key.shape[0])
-    tile = grad.new_empty((step, key.shape[0]))
     for start in range(0, query.shape[0], step):
-        stop = start + step
-        rows = query[start:stop]
-        logits = _multiply(tile[: rows.shape[0]], rows, key.t(), beta=0, alpha=LOG2_E)
-        if excluded is not None:
-            logits.scatter_(1, excluded[start:stop], -math.inf)
-        softmax = logits.sub_(lse[start:stop, None] * LOG2_E).exp2_()
-        _multiply(grad, softmax.t(), (rows * weight[start:stop, None]).to(rows.dtype), beta=1)
-    return grad
+        part = slice(start, start + step)
+        rows = query[part]
+        logits = _binary_logits(rows, key, None if excluded is None else excluded[part])
+        softmax = logits.sub_(lse[part, None] * LOG2_E).exp2_()
+        add_transposed_times(grad, softmax.to(key.dtype), (rows * weight[part, None]).to(rows.dtype))
+    return grad.contiguous()
+
+
+def zeros_by_columns(like: Tensor) -> Tensor:
+    """Return zeros of the same shape in the dtype of sums, for ``add_transposed_times`` to add to."""
+    return like.new_zeros(like.shape[::-1], dtype=torch.promote_types(like.dtype, torch.float32)).t()
 
 
 def rows_per_tile(queries: int, keys: int) -> int:
@@ -125,24 +126,15 @@ def _is_bounded(query: Tensor, *keys: Tensor | None) -> bool:
     return min(longest_query, longest_key) > 1e-12 and max(longest_query, longest_key) < 1e12
 
 
-def _powers(
-    rows: Tensor, key: Tensor, tile: Tensor, excluded: Tensor | None, peak: Tensor, bounded: bool
-) -> tuple[Tensor, Tensor]:
-    """Return 2 ** (logits - peak), in the tile's memory, and each row's peak, raised unless the logits are bounded."""
-    tile = tile[: rows.shape[0]] if tile.shape[1] == key.shape[0] else tile[: rows.shape[0], : key.shape[0]]
-    logits = _multiply(tile, rows, key.t(), beta=0, alpha=LOG2_E)
-    if excluded is not None:
-        logits.scatter_(1, excluded, -math.inf)
+def _powers(rows: Tensor, key: Tensor, excluded: Tensor | None, peak: Tensor, bounded: bool) -> tuple[Tensor, Tensor]:
+    """Return 2 ** (logits - peak), and each row's peak, raised unless the logits are bounded."""
+    logits = _binary_logits(rows, key, excluded)
     if bounded:
         return logits.exp2_(), peak
     peak = torch.maximum(peak, logits.amax(dim=1, keepdim=True))
     return logits.sub_(peak).exp2_(), peak
 
 
-def _multiply(out: Tensor, left: Tensor, right: Tensor, *, beta: int, alpha: float = 1.0) -> Tensor:
-    """Put ``alpha * left @ right + beta * out`` into ``out``, multiplying in the dtype of the queries and keys."""
-    dtype = right.dtype
-    if dtype == out.dtype:
-        return torch.addmm(out, left, right, beta=beta, alpha=alpha, out=out)
-    product = torch.mm(left.to(dtype), right).to(out.dtype)
-    return out.mul_(beta).add_(product, alpha=alpha) if beta else torch.mul(product, alpha, out=out)
+def _binary_logits(rows: Tensor, key: Tensor, excluded: Tensor | None) -> Tensor:
+    logits = times_transposed(rows, key, LOG2_E)
+    return logits if excluded is None else logits.scatter_(1, excluded, -math.inf)

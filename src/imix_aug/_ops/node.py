@@ -1,8 +1,8 @@
 """The plain loss of a batch on the CPU as a single node of the autograd graph, normalisation and gradients included.
 
 Composed of many nodes, the loss spends as long on (N, D) tensors that autograd makes and keeps, mostly on fresh memory,
-as on a small batch's logits. Here the forward pass leaves both gradients behind, in one tensor, and the soft labels are
-taken off the softmax while a tile of it is in cache.
+and on starting operations, as on a small batch's logits. Here the forward pass leaves both gradients behind, in one
+tensor, and the soft labels are taken off the softmax while it is in cache.
 """
 
 import math
@@ -13,6 +13,10 @@ from torch import Tensor
 
 from imix_aug._labels import VirtualLabels
 from imix_aug._ops import _OnceDifferentiable, blocked
+from imix_aug._ops.products import add_transposed_times, times_transposed
+
+# Up to here starting an operation costs more than its passes over the logits, so the fewest operations win.
+SMALL_BATCH = 256
 
 
 def nce_loss(query: Tensor, key: Tensor, labels: VirtualLabels | None, scale: float, reduction: str) -> Tensor | None:
@@ -27,83 +31,84 @@ def nce_loss(query: Tensor, key: Tensor, labels: VirtualLabels | None, scale: fl
         or torch.is_autocast_enabled("cpu")
     ):
         return None
-    rows = torch.cat((query.detach(), key.detach()))
-    lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    shortest, longest = torch.aminmax(lengths)
-    if not (shortest.item() > 1e-12 and longest.item() < math.inf):  # zero, overflown, or no number
-        return None
-    lam, partner = (None, None) if labels is None else (labels.lam.to(rows.dtype), labels.partner)
-    loss: Tensor = _NCE.apply(query, key, rows.div_(lengths), lengths, lam, partner, scale, reduction == "mean")
-    return loss
+    lam, partner = (None, None) if labels is None else (labels.lam, labels.partner)
+    loss: Tensor = _NCE.apply(query, key, lam, partner, scale, reduction == "mean")
+    return None if math.isnan(loss.item()) else loss
 
 
 class _NCE(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        query: Tensor,
-        key: Tensor,
-        rows: Tensor,
-        lengths: Tensor,
-        lam: Tensor | None,
-        partner: Tensor | None,
-        scale: float,
-        mean: bool,
+        ctx: Any, query: Tensor, key: Tensor, lam: Tensor | None, partner: Tensor | None, scale: float, mean: bool
     ) -> Tensor:
+        rows = torch.stack((query, key))
+        lengths = torch.linalg.vector_norm(rows, dim=2, keepdim=True)
+        shortest, longest = torch.aminmax(lengths)
+        if not (shortest.item() > 1e-12 and longest.item() < math.inf):  # zero, overflown, or no number
+            return rows.new_full((), math.nan)
+        rows.div_(lengths)
+        grads = torch.empty_like(rows)
         n = query.shape[0]
-        total, bits, grads = _tiled(rows, n, lam, partner, scale)
-        weight = 1 / n if mean else 1.0
+        sweep = _at_once if n <= SMALL_BATCH else _tiled
+        loss = sweep(rows, grads, *_sparse(n, rows, lam, partner), scale)
         # What would change a row's length has no effect on the loss.
-        grads.addcmul_(rows, (grads * rows).sum(dim=1, keepdim=True), value=-1)
-        lengths[:n].mul_(total)
-        grads.div_(lengths.mul_(1 / (scale * weight)))
-        ctx.save_for_backward(query, key, grads)
-        return bits.mul_(weight / blocked.LOG2_E)
+        grads.addcmul_(rows, (grads * rows).sum(dim=2, keepdim=True), value=-1)
+        ctx.weight = 1 / n if mean else 1.0
+        ctx.scale = scale * ctx.weight
+        ctx.save_for_backward(query, key, grads, lengths)
+        return loss.mul_(ctx.weight)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, grads = ctx.saved_tensors
-        query_grad, key_grad = (grads * grad).view(2, *query.shape).unbind()
+        query, key, grads, lengths = ctx.saved_tensors
+        query_grad, key_grad = (grads * (ctx.scale * grad / lengths)).unbind()
         if torch.is_grad_enabled():
             query_grad, key_grad = (
                 _OnceDifferentiable.apply(each.detach(), query, key, grad) for each in (query_grad, key_grad)
             )
-        return (query_grad, key_grad, *(None,) * 6)
+        return query_grad, key_grad, None, None, None, None
 
 
-def _tiled(
-    rows: Tensor, n: int, lam: Tensor | None, partner: Tensor | None, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Sweep the logits of ``rows[:n]`` with ``rows[n:]``, whose powers need no peak, being at most ``scale``.
+def _at_once(rows: Tensor, grads: Tensor, columns: Tensor, shares: Tensor, scale: float) -> Tensor:
+    """Return the total loss of unit queries and keys, and leave its gradients in ``grads``, divided by ``scale``."""
+    query, key = rows.unbind()
+    query_grad, key_grad = grads.unbind()
+    softmax = times_transposed(query, key, scale).softmax(dim=1)
+    loss = _total(softmax.gather(1, columns).log_() * shares)
+    excess = softmax.scatter_add_(1, columns, shares)
+    torch.mm(excess, key, out=query_grad)
+    torch.mm(excess.t(), query, out=key_grad)
+    return loss
 
-    Returns the softmax's denominators ``(n, 1)``, the rows' total loss in bits, and its gradients in both halves of
-    ``rows``, divided by ``scale`` and the first half also multiplied by the denominators.
-    """
-    query, key = rows[:n], rows[n:]
-    grads = torch.empty_like(rows)
-    query_grad, key_grad = grads[:n], grads[n:]
-    columns, shares = _sparse(n, rows, lam, partner)
-    step = blocked.rows_per_tile(n, n)
-    tile = rows.new_empty((step, n))
-    totals = rows.new_empty((n, 1))
-    bits = rows.new_zeros(())
-    for start in range(0, n, step):
-        part = slice(start, start + step)
-        few, total, column, share = query[part], totals[part], columns[part], shares[part]
-        powers = tile[: few.shape[0]]
-        torch.addmm(powers, few, key.t(), beta=0, alpha=scale * blocked.LOG2_E, out=powers).exp2_()
-        torch.sum(powers, 1, keepdim=True, out=total)
-        softmax = powers.gather(1, column).div_(total)
-        bits.sub_(torch.dot(softmax.log2_().view(-1), share.view(-1)))
-        excess = powers.scatter_add_(1, column, (share * total).neg_())  # times the total
-        torch.mm(excess, key, out=query_grad[part])
-        torch.addmm(key_grad, excess.t(), few / total, beta=int(start > 0), out=key_grad)
-    return totals, bits, grads
+
+def _tiled(rows: Tensor, grads: Tensor, columns: Tensor, shares: Tensor, scale: float) -> Tensor:
+    """Do the same tile by tile, with powers of two that need no peak taken off, logits being at most ``scale``."""
+    query, key = rows.unbind()
+    query_grad, key_grad = grads.unbind()
+    summed_key_grad = blocked.zeros_by_columns(key)
+    bits = query.new_zeros(())
+    step = blocked.rows_per_tile(len(query), len(key))
+    tiles = (torch.split(each, step) for each in (query, columns, shares, query_grad))
+    for few, column, share, few_grad in zip(*tiles, strict=True):
+        powers = times_transposed(few, key, scale * blocked.LOG2_E).exp2_()
+        total = powers.sum(dim=1, keepdim=True)
+        bits.add_(_total(powers.gather(1, column).div_(total).log2_() * share))
+        excess = powers.scatter_add_(1, column, share * total)  # times the total
+        torch.div(times_transposed(excess, key.t()), total, out=few_grad)
+        add_transposed_times(summed_key_grad, excess, few / total)
+    key_grad.copy_(summed_key_grad)
+    return bits.div_(blocked.LOG2_E)
+
+
+def _total(parts: Tensor) -> Tensor:
+    """Sum rows first: a share of zero then changes nothing, not even the order of the sum."""
+    return parts.sum(dim=1).sum()
 
 
 def _sparse(n: int, rows: Tensor, lam: Tensor | None, partner: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return the columns that the soft labels are spread over and the shares of each, ``(n, 1)`` or ``(n, 2)``."""
+    """Return the columns that each soft label is spread over and its shares, negative: ``(n, 1)`` or ``(n, 2)``."""
     own = torch.arange(n)
     if lam is None or partner is None:
-        return own[:, None], rows.new_ones((n, 1))
-    return torch.stack((own, partner), 1), torch.stack((lam, 1 - lam), 1)
+        return own[:, None], rows.new_full((n, 1), -1.0)
+    lam = lam.to(rows.dtype)
+    return torch.stack((own, partner), 1), torch.stack((-lam, lam - 1), 1)
