@@ -34,15 +34,17 @@ def close(actual, expected, dtype):
     st.booleans(),
     st.booleans(),
     st.sampled_from([1.0, -2.5]),
+    st.booleans(),
 )
 @pytest.mark.usefixtures("library")
-def test_products_are_those_of_float64(sizes, dtype, left_strided, right_strided, scale):
+def test_products_are_those_of_float64(sizes, dtype, left_strided, right_strided, scale, by_columns):
     n, m, d = sizes
     left, right = rows(n, d, dtype, left_strided), rows(m, d, dtype, right_strided)
     close(products.times_transposed(left, right, scale), scale * left.double() @ right.double().T, dtype)
 
     left, right = rows(d, n, dtype, left_strided), rows(d, m, dtype, right_strided)
     total = torch.randn(m, n, dtype=torch.promote_types(dtype, torch.float32)).t()
+    total = total if by_columns else total.contiguous()
     expected = total.double() + left.double().T @ right.double()
     products.add_transposed_times(total, left, right)
     close(total, expected, dtype)

@@ -85,9 +85,9 @@ def _tiled(rows: Tensor, grads: Tensor, columns: Tensor, shares: Tensor, scale: 
     """Do the same tile by tile, with powers of two that need no peak taken off, logits being at most ``scale``."""
     query, key = rows.unbind()
     query_grad, key_grad = grads.unbind()
-    summed_key_grad = blocked.zeros_by_columns(key)
     bits = query.new_zeros(())
     step = blocked.rows_per_tile(len(query), len(key))
+    summed_key_grad = blocked.zeros_by_columns(key) if step < len(query) else key_grad.zero_()
     tiles = (torch.split(each, step) for each in (query, columns, shares, query_grad))
     for few, column, share, few_grad in zip(*tiles, strict=True):
         powers = times_transposed(few, key, scale * blocked.LOG2_E).exp2_()
@@ -96,7 +96,8 @@ def _tiled(rows: Tensor, grads: Tensor, columns: Tensor, shares: Tensor, scale: 
         excess = powers.scatter_add_(1, column, share * total)  # times the total
         torch.div(times_transposed(excess, key.t()), total, out=few_grad)
         add_transposed_times(summed_key_grad, excess, few / total)
-    key_grad.copy_(summed_key_grad)
+    if summed_key_grad is not key_grad:
+        key_grad.copy_(summed_key_grad)
     return bits.div_(blocked.LOG2_E)
 
 

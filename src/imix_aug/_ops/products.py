@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 # Fewer elements of the largest matrix than this, and starting oneDNN costs more than it saves.
-MIN_ELEMENTS = 1 << 18
+MIN_ELEMENTS = 1 << 19
 
 # MKL keeps its fastest kernels for Intel's processors. On one of AMD's with AVX-512 oneDNN took 0.7 to 0.9 of its time;
 # others were not measured, and get PyTorch's choice.
@@ -26,12 +26,15 @@ def times_transposed(left: Tensor, right: Tensor, scale: float = 1.0) -> Tensor:
             left if scale == 1 else left * scale, right, None, "none", [], ""
         )
         return product
-    return torch.addmm(left.new_empty(()), left, right.t(), beta=0, alpha=scale)
+    product = left.new_empty((left.shape[0], right.shape[0]))
+    # Given a place for the result, autocast leaves the dtype alone.
+    return torch.addmm(product, left, right.t(), beta=0, alpha=scale, out=product)
 
 
 def add_transposed_times(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add ``left.T @ right`` to ``total``, which is to lie in memory column by column."""
-    if right.dtype != total.dtype or _suits_onednn(left.t(), right.t()):
+    """Add ``left.T @ right`` to ``total``, fastest if that lies in memory column by column."""
+    by_columns = total.stride(0) == 1
+    if right.dtype != total.dtype or (by_columns and _suits_onednn(left.t(), right.t())):
         total.add_(times_transposed(right.t(), left.t()).t())
     else:
         torch.addmm(total, left.t(), right, out=total)
