@@ -245,6 +245,23 @@ def test_the_single_node_is_taken_where_it_serves_and_only_there():
         assert node.nce_loss(query, key, None, 5.0, "mean") is None
 
 
+@pytest.mark.parametrize("has_units", [False, True])
+def test_few_products_of_half_precision_are_made_in_single(has_units, monkeypatch):
+    monkeypatch.setattr(blocked, "_HAS_BFLOAT16_UNITS", has_units)
+    monkeypatch.setattr(node, "MANY_PRODUCTS", 8 * 8 * 5)
+    for dtype in (torch.bfloat16, torch.float16):
+        for d in (4, 5):
+            query, key = (torch.randn(8, d, dtype=dtype, requires_grad=True) for _ in range(2))
+            loss = node.nce_loss(query, key, None, 5.0, "mean")
+            assert (loss is None) == (d == 5 and has_units and dtype == torch.bfloat16)
+            if loss is not None:
+                expected, *expected_grads = exact_nce(query, key, None, 0.2, True)
+                assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+                for grad, right in zip(torch.autograd.grad(loss, (query, key)), expected_grads, strict=True):
+                    assert grad.dtype == dtype
+                    assert (grad - right).norm() / right.norm() <= torch.finfo(dtype).eps
+
+
 @pytest.mark.parametrize("as_node", [True, False])
 def test_a_second_derivative_is_refused(as_node, monkeypatch):
     if not as_node:

@@ -15,6 +15,9 @@ from imix_aug._labels import VirtualLabels
 from imix_aug._ops import _OnceDifferentiable, blocked
 from imix_aug._ops.products import add_transposed_times, times_transposed
 
+# From so many products on, the processor's units for bfloat16, where it has them, outweigh what converting costs.
+MANY_PRODUCTS = 1 << 27
+
 # Up to here starting an operation costs more than its passes over the logits, so the fewest operations win.
 SMALL_BATCH = 256
 
@@ -25,7 +28,7 @@ def nce_loss(query: Tensor, key: Tensor, labels: VirtualLabels | None, scale: fl
         reduction == "none"
         or scale > blocked.SAFE_LOGIT
         or query.device.type != "cpu"
-        or query.dtype not in (torch.float32, torch.float64)
+        or _suits_half_precision(query)
         or not (torch.is_grad_enabled() and query.requires_grad and key.requires_grad)
         or (labels is not None and labels.lam.requires_grad)
         or torch.is_autocast_enabled("cpu")
@@ -36,12 +39,17 @@ def nce_loss(query: Tensor, key: Tensor, labels: VirtualLabels | None, scale: fl
     return None if math.isnan(loss.item()) else loss
 
 
+def _suits_half_precision(query: Tensor) -> bool:
+    n, d = query.shape
+    return blocked.product_dtype(query.dtype) == torch.bfloat16 and n * n * d >= MANY_PRODUCTS
+
+
 class _NCE(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, query: Tensor, key: Tensor, lam: Tensor | None, partner: Tensor | None, scale: float, mean: bool
     ) -> Tensor:
-        rows = torch.stack((query, key))
+        rows = torch.stack((query, key)).to(torch.promote_types(query.dtype, torch.float32))
         lengths = torch.linalg.vector_norm(rows, dim=2, keepdim=True)
         shortest, longest = torch.aminmax(lengths)
         if not (shortest.item() > 1e-12 and longest.item() < math.inf):  # zero, overflown, or no number
@@ -61,7 +69,7 @@ class _NCE(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, key, grads, lengths = ctx.saved_tensors
-        query_grad, key_grad = (grads * (ctx.scale * grad / lengths)).unbind()
+        query_grad, key_grad = (grads * (ctx.scale * grad / lengths)).to(query.dtype).unbind()
         if torch.is_grad_enabled():
             query_grad, key_grad = (
                 _OnceDifferentiable.apply(each.detach(), query, key, grad) for each in (query_grad, key_grad)
