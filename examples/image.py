@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 
 import torch
-from common.cli import build_parser, complete, one_line_errors, pick_device
+from common.cli import build_parser, complete, one_line_errors, pick_device, whole
 from common.dataset import Dataset, reduce
 from common.distributed import is_main, join_ranks, main_first, spread
 from common.encoders import build_encoder
@@ -20,6 +20,7 @@ from common.image_data import Normalize, load_image
 from common.loop import Loop
 from common.methods import build_method
 from common.mixed import MIXED_SHOWN, save_mixed
+from common.pace import Pace
 from common.recipe import autocast, build_inputmix, build_mix, build_optimizer
 from common.results import Results
 from torch import nn
@@ -33,8 +34,8 @@ RECIPES = {
 
 def pretrain(
     args: argparse.Namespace, data: Dataset, to_input: nn.Module, mix: str, seed: int
-) -> tuple[nn.Module, float]:
-    """Train one encoder from scratch; return it and the seconds that took."""
+) -> tuple[nn.Module, Pace]:
+    """Train one encoder from scratch; return it and how fast that went."""
     torch.manual_seed(seed)
     _, channels, _, size = data.train_x.shape
     encoder = build_encoder(args.arch, channels, size, args.width)
@@ -60,7 +61,7 @@ def pretrain(
         schedule.step()
         method.after_step()
         loop.record(loss)
-    return encoder, loop.seconds
+    return encoder, loop.pace
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -72,7 +73,7 @@ def main(argv: list[str] | None = None) -> None:
         data_help="digits, cifar10, cifar100, or a folder with train/CLASS/IMAGE and test/CLASS/IMAGE",
     )
     parser.add_argument("--arch", choices=ARCHITECTURES, help="encoder (default: cnn on a CPU, else resnet18)")
-    parser.add_argument("--image-size", type=int, metavar="PIXELS", help="scale a folder's images to this size")
+    parser.add_argument("--image-size", type=whole(1), metavar="PIXELS", help="scale a folder's images to this size")
     args = parser.parse_args(argv)
     with one_line_errors():
         join_ranks(args)
@@ -86,9 +87,9 @@ def main(argv: list[str] | None = None) -> None:
         results = Results(args, data.name)
         for mix in args.mix:
             for seed in range(args.seeds):
-                encoder, seconds = pretrain(args, shown, to_input, mix, seed)
+                encoder, pace = pretrain(args, shown, to_input, mix, seed)
                 if is_main():
-                    results.add(mix, seed, evaluate(encoder, data, to_input), seconds)
+                    results.add(mix, seed, evaluate(encoder, data, to_input), pace)
         if is_main():
             results.finish()
 

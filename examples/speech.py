@@ -21,6 +21,7 @@ from common.evaluate import evaluate
 from common.loop import Loop
 from common.methods import build_method
 from common.mixed import MIXED_SHOWN, save_mixed
+from common.pace import Pace
 from common.recipe import autocast, build_inputmix, build_mix, build_optimizer
 from common.results import Results
 from common.speech_data import SpeechDataset, load_speech
@@ -35,8 +36,8 @@ RECIPES = {
 
 def pretrain(
     args: argparse.Namespace, data: SpeechDataset, to_input: nn.Module, mix: str, seed: int
-) -> tuple[nn.Module, float]:
-    """Train one encoder from scratch; return it and the seconds that took."""
+) -> tuple[nn.Module, Pace]:
+    """Train one encoder from scratch; return it and how fast that went."""
     torch.manual_seed(seed)
     encoder = build_encoder(args.arch, channels=1, size=32, width=args.width)
     method = build_method(args, encoder)
@@ -62,7 +63,7 @@ def pretrain(
         schedule.step()
         method.after_step()
         loop.record(loss)
-    return encoder, loop.seconds
+    return encoder, loop.pace
 
 
 def spectrograms(clips: Tensor, to_input: nn.Module) -> Tensor:
@@ -100,9 +101,9 @@ def main(argv: list[str] | None = None) -> None:
         results = Results(args, data.name)
         for mix in args.mix:
             for seed in range(args.seeds):
-                encoder, seconds = pretrain(args, shown, to_input, mix, seed)
+                encoder, pace = pretrain(args, shown, to_input, mix, seed)
                 if is_main():
-                    results.add(mix, seed, evaluate(encoder, data, to_input), seconds)
+                    results.add(mix, seed, evaluate(encoder, data, to_input), pace)
         if is_main():
             results.finish()
 

@@ -17,6 +17,7 @@ from common.encoders import TabularMLP
 from common.evaluate import evaluate
 from common.loop import Loop
 from common.methods import build_method
+from common.pace import Pace
 from common.recipe import Columns, autocast, build_inputmix, build_mix, build_optimizer
 from common.results import Results
 from common.tabular_data import input_dropout, load_tabular
@@ -36,8 +37,8 @@ def to_input(x: Tensor) -> Tensor:
     return x
 
 
-def pretrain(args: argparse.Namespace, data: Dataset, mix: str, seed: int) -> tuple[nn.Module, float]:
-    """Train one encoder from scratch; return it and the seconds that took."""
+def pretrain(args: argparse.Namespace, data: Dataset, mix: str, seed: int) -> tuple[nn.Module, Pace]:
+    """Train one encoder from scratch; return it and how fast that went."""
     torch.manual_seed(seed)
     encoder = TabularMLP(data.groups, args.width)
     method = build_method(args, encoder)
@@ -61,7 +62,7 @@ def pretrain(args: argparse.Namespace, data: Dataset, mix: str, seed: int) -> tu
         schedule.step()
         method.after_step()
         loop.record(loss)
-    return encoder, loop.seconds
+    return encoder, loop.pace
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -89,9 +90,9 @@ def main(argv: list[str] | None = None) -> None:
         results = Results(args, data.name)
         for mix in args.mix:
             for seed in range(args.seeds):
-                encoder, seconds = pretrain(args, shown, mix, seed)
+                encoder, pace = pretrain(args, shown, mix, seed)
                 if is_main():
-                    results.add(mix, seed, evaluate(encoder, data, to_input), seconds)
+                    results.add(mix, seed, evaluate(encoder, data, to_input), pace)
         if is_main():
             results.finish()
 

@@ -22,6 +22,7 @@ from common.loop import Diverged
 from common.methods import METHODS
 
 MIXES = ("none", "mixup", "cutmix")
+FEWEST_BATCHES = 4  # that an epoch should have
 
 
 def build_parser(domain: str, *, description: str, data: str, data_help: str) -> argparse.ArgumentParser:
@@ -36,21 +37,21 @@ def build_parser(domain: str, *, description: str, data: str, data_help: str) ->
         "--mix", nargs="+", default=["none", "mixup"], choices=MIXES, help="train once with each (default: none mixup)"
     )
     option(
-        "--inputmix", type=_whole(0), default=0, metavar="K", help="also blend K other rows into every input (InputMix)"
+        "--inputmix", type=whole(0), default=0, metavar="K", help="also blend K other rows into every input (InputMix)"
     )
     option("--alpha", type=_positive, help="lambda is drawn from Beta(alpha, alpha)")
     option(
         "--augment", default="default", choices=("none", "default"), help="the domain's augmentation, or none at all"
     )
-    option("--epochs", type=_whole(1))
-    option("--batch-size", type=_whole(2), metavar="B")
-    option("--seeds", type=_whole(1), metavar="S", help="train with the seeds 0 .. S-1")
+    option("--epochs", type=whole(1))
+    option("--batch-size", type=whole(2), metavar="B")
+    option("--seeds", type=whole(1), metavar="S", help="train with the seeds 0 .. S-1")
     option("--temperature", type=_positive)
     option("--lr", type=_positive, help="learning rate for a batch of 256; it scales with the batch (default: 0.125)")
     option("--weight-decay", type=float, metavar="W", help="(default: 1e-4)")
-    option("--queue", type=_whole(1), metavar="K", help="MoCo: negatives in the queue (default: 4096)")
+    option("--queue", type=whole(1), metavar="K", help="MoCo: negatives in the queue (default: 4096)")
     option("--momentum", type=float, metavar="M", help="MoCo, BYOL: of the moving average (default: 0.999)")
-    option("--width", type=_whole(1), metavar="W", help="width of the small networks")
+    option("--width", type=whole(1), metavar="W", help="width of the small networks")
     option("--mix-at", metavar="LAYER", help="mix what this layer of the encoder says, not the input (manifold i-Mix)")
     option("--bn", choices=("sync", "shuffle", "local"), help="batch statistics of several processes (default: local)")
     option(
@@ -63,7 +64,7 @@ def build_parser(domain: str, *, description: str, data: str, data_help: str) ->
     option(
         "--milestones",
         nargs="+",
-        type=_whole(1),
+        type=whole(1),
         metavar="EPOCH",
         help="divide the rate by ten there (default: cosine)",
     )
@@ -110,7 +111,11 @@ COMMON_RECIPE: dict[str, Any] = {
 def complete(args: argparse.Namespace, recipe: Mapping[str, Any], data: Dataset) -> argparse.Namespace:
     """Fill what the command line left open, and settle on the device and the folder."""
     refuse_unused({**vars(args), "arch": getattr(args, "arch", None) or recipe.get("arch")})
-    for key, value in {**COMMON_RECIPE, **recipe}.items():
+    rows = len(reduce(data, args.data_fraction or 1.0, args.class_fraction or 1.0).train_x)
+    filled = {**COMMON_RECIPE, **recipe}
+    while filled["batch_size"] > max(2 * args.ranks, rows // FEWEST_BATCHES):
+        filled["batch_size"] //= 2  # few rows: a batch as large as usual would be an epoch, or more than that
+    for key, value in filled.items():
         if getattr(args, key) is None:
             setattr(args, key, value)
     args.device = pick_device(args.device)
@@ -118,7 +123,6 @@ def complete(args: argparse.Namespace, recipe: Mapping[str, Any], data: Dataset)
     if args.out is None:
         name = re.sub(r"[^\w.-]+", "_", data.name)
         args.out = Path("runs") / f"{args.domain}-{name}-{args.method}"
-    rows = len(reduce(data, args.data_fraction, args.class_fraction).train_x)
     if args.batch_size > rows:
         raise DataError(f"--batch-size {args.batch_size}: larger than the {rows} training rows of {data.name}")
     refuse_uneven_batch(args)
@@ -178,7 +182,9 @@ def one_line_errors() -> Iterator[None]:
         sys.exit("interrupted; the same command continues from the last checkpoint")
 
 
-def _whole(least: int):
+def whole(least: int):
+    """Parse an option that is a whole number, and no less than this."""
+
     def parse(text: str) -> int:
         value = int(text)
         if value < least:

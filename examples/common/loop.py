@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -10,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from common.board import Board
 from common.checkpoint import load_checkpoint, save_checkpoint
 from common.distributed import ask_main, average, is_main, my_share
 from common.experiment import configuration, run_folder, run_title
+from common.pace import Pace
 from common.progress import Progress
 
 
@@ -41,12 +44,8 @@ class Loop:
         )  # the last, smaller batch is left out: the loss depends on its size
         self.steps = args.epochs * self.steps_per_epoch
         self.checkpoint_every = args.checkpoint_every
-        self._board = None
-        if args.tensorboard and is_main():
-            from torch.utils.tensorboard import SummaryWriter  # takes a second to import
-
-            self._board = SummaryWriter(str(self.path.parent))
-        self.step, self.seconds = 0, 0.0
+        self.board = Board(args, self.path.parent)
+        self.step, self.pace = 0, Pace(parts["method"], args.device, args.batch_size)
         self.losses: list[float] = []  # the mean of each epoch
         self._recent: list[Tensor] = []  # on the device: reading one would wait for it
         self._epoch_loss = (0.0, 0)
@@ -55,27 +54,32 @@ class Loop:
                 self.path.unlink(missing_ok=True)
         elif self.path.exists():
             progress = load_checkpoint(self.path, self.config, parts)
-            self.step, self.seconds = progress["step"], progress["seconds"]
+            self.step = progress["step"]
+            self.pace.load_state_dict(progress["pace"])
             self.losses, self._epoch_loss = progress["losses"], tuple(progress["epoch_loss"])
 
     def __iter__(self) -> Iterator[Tensor]:
-        saved, started, before = time.monotonic(), time.monotonic(), self.seconds
+        saved, first = time.monotonic(), self.step
+        self.pace.start()
         with Progress(self.title, total=self.steps, start=self.step) as progress:
             while self.step < self.steps:
                 epoch, position = divmod(self.step, self.steps_per_epoch)
                 for batch in self._order(epoch)[position:]:
                     yield my_share(batch)
+                    self.pace.step()
                     self.step += 1
-                    self.seconds = before + time.monotonic() - started
                     if self.step % self.steps_per_epoch == 0:
                         self._read_losses()
                         self.losses.append(self._epoch_loss[0] / self._epoch_loss[1])
                         self._epoch_loss = (0.0, 0)
-                        self._show()
+                        rate = self.parts["optimizer"].param_groups[0]["lr"]
+                        self.board.scalars(self.step, loss=self.losses[-1], learning_rate=rate)
                     progress.advance(self.losses[-1] if self.losses else None)
                     if ask_main(time.monotonic() - saved >= self.checkpoint_every or self.step == self.steps):
                         self.save()
                         saved = time.monotonic()
+        if is_main() and self.step > first:
+            print(f"{self.title}: {self.pace}", file=sys.stderr)
 
     def record(self, loss: Tensor) -> None:
         """Note the loss of a step; it is looked at once in a while, so that the device need not wait."""
@@ -89,18 +93,11 @@ class Loop:
         progress = {
             "step": self.step,
             "steps": self.steps,
-            "seconds": self.seconds,
+            "pace": self.pace.state_dict(),
             "losses": self.losses,
             "epoch_loss": list(self._epoch_loss),
         }
         save_checkpoint(self.path, self.config, progress, self.parts)
-
-    def _show(self) -> None:
-        if self._board is None:
-            return
-        self._board.add_scalar("loss", self.losses[-1], self.step)
-        self._board.add_scalar("learning rate", self.parts["optimizer"].param_groups[0]["lr"], self.step)
-        self._board.flush()
 
     def _order(self, epoch: int) -> tuple[Tensor, ...]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)

@@ -149,7 +149,7 @@ METHODS = {"npair": NPair, "simclr": SimCLR, "moco": MoCo, "byol": BYOL, "simsia
 
 def build_method(args: argparse.Namespace, encoder: nn.Module) -> Method:
     """Build ``--method`` around an encoder, on the device it trains on."""
-    layout = torch.channels_last if args.device.type == "cuda" else torch.preserve_format
+    layout = torch.channels_last if args.device.type in ("cuda", "cpu") else torch.preserve_format
     method = METHODS[args.method](encoder, args).to(args.device, memory_format=layout).train()
     if args.compile:
         encoder.compile()

@@ -39,3 +39,4 @@ def save_mixed(loop: Loop, imix: IMix, inputs: Tensor) -> None:
             if name == "mixed":
                 axes.set_xlabel(f"lambda {labels.lam[j].item():.2f}")
     save_figure(figure, path)
+    loop.board.picture(path)

@@ -13,8 +13,10 @@ from typing import Any
 import torch
 
 import imix_aug
+from common.board import Board
 from common.checkpoint import CheckpointError, read_checkpoint, refuse_differences, write_atomically
 from common.experiment import configuration, run_folder
+from common.pace import Pace
 from common.plots import COLOURS, draw_comparison, draw_curves
 
 METRICS = {"probe_accuracy": "linear probe", "knn_accuracy": "kNN"}
@@ -40,7 +42,7 @@ class Results:
             raise CheckpointError(f"{self.path}: not the results of these examples ({error})") from error
         return runs
 
-    def add(self, mix: str, seed: int, metrics: dict[str, float], seconds: float) -> None:
+    def add(self, mix: str, seed: int, metrics: dict[str, float], pace: Pace) -> None:
         """Note one finished run."""
         self.runs = [run for run in self.runs if (run["mix"], run["seed"]) != (mix, seed)]
         self.runs.append(
@@ -50,7 +52,7 @@ class Results:
                 "seed": seed,
                 "metrics": metrics,
                 "config": configuration(self.args, mix, seed),
-                "seconds": round(seconds, 2),
+                **pace.summary(),
                 "device": str(self.args.device),
                 "versions": {
                     "python": platform.python_version(),
@@ -67,9 +69,13 @@ class Results:
         """Print the table and draw the bars."""
         print(f"\n{self.title}: accuracy in percent\n")
         print(format_table(summarize(self.runs), Counter(run["mix"] for run in self.runs)))
-        draw_comparison(self.args.out / "comparison.png", self.title, summarize(self.runs))
-        draw_curves(self.args.out / "curves.png", self.title, self._losses())
-        print(f"\n{self.path}, {self.args.out / 'comparison.png'}, {self.args.out / 'curves.png'}")
+        bars, curves = self.args.out / "comparison.png", self.args.out / "curves.png"
+        draw_comparison(bars, self.title, summarize(self.runs))
+        draw_curves(curves, self.title, self._losses())
+        board = Board(self.args, self.args.out)
+        board.picture(bars)
+        board.picture(curves)
+        print(f"\n{self.path}, {bars}, {curves}")
 
     def _losses(self) -> dict[str, list[list[float]]]:
         losses: dict[str, list[list[float]]] = {}
@@ -100,7 +106,8 @@ def format_table(summary: dict[str, dict[str, tuple[float, float]]], seeds: Mapp
         for metric in METRICS:
             average, deviation = metrics[metric]
             gain = average - summary["none"][metric][0] if "none" in summary and mix != "none" else None
-            row += [f"{average:.2f} +- {deviation:.2f}", "" if gain is None else f"{gain:+.2f}"]
+            spread = f" +- {deviation:.2f}" if seeds[mix] > 1 else ""
+            row += [f"{average:.2f}{spread}", "" if gain is None else f"{gain:+.2f}"]
         rows.append(row)
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -113,6 +113,7 @@ def test_refusals_name_what_is_wrong(tmp_path, photos, refusal):
     assert "5.png" in error(photos)
     (photos / "train" / "sea" / "5.png").unlink()
     assert "--batch-size 256" in refusal(image, "--data", photos, "--batch-size", 256)
+    assert "--image-size" in refusal(image, "--data", photos, "--image-size", 0)
 
 
 @pytest.fixture

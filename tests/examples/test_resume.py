@@ -31,7 +31,7 @@ def assert_same(a, b):
     elif isinstance(a, dict):
         assert a.keys() == b.keys()
         for key in a:
-            if key != "seconds":
+            if key != "pace":
                 assert_same(a[key], b[key])
     elif isinstance(a, list):
         assert len(a) == len(b)
@@ -91,8 +91,10 @@ def test_another_configuration_is_refused_with_the_differences(runs, refusal):
 def test_a_broken_checkpoint_is_named(tmp_path, runs, refusal):
     runs(tabular, *SHORT)
     checkpoint = tmp_path / "out" / "runs" / "npair-mixup-seed0" / "checkpoint.pt"
-    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
-    assert "checkpoint.pt" in refusal(tabular, *SHORT)
+    whole = checkpoint.read_bytes()
+    for broken in (whole[:1000], b"", b"abc", b"\x80\x02}q\x00."):
+        checkpoint.write_bytes(broken)
+        assert "checkpoint.pt" in refusal(tabular, *SHORT)
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path):

@@ -46,6 +46,6 @@ def test_without_augmentation_spectrograms_are_made_once(words):  # noqa: F811
 
 def test_bad_input_ends_with_one_line(refusal, words, tmp_path):  # noqa: F811
     assert "no such folder or archive" in refusal(speech, "--data", tmp_path / "none")
-    assert "--batch-size 256: larger than the 21 training rows" in refusal(speech, "--data", words)
+    assert "--batch-size 256: larger than the 21 training rows" in refusal(speech, "--data", words, "--batch-size", 256)
     (words / "go" / "speaker0_nohash_0.wav").write_bytes(b"")
     assert "speaker0_nohash_0.wav: not a readable sound file" in refusal(speech, "--data", words)

@@ -120,6 +120,18 @@ def test_own_file(tmp_path, runs, animals, suffix):
     assert done[0]["metrics"]["probe_accuracy"] > 0.7
 
 
+def test_few_rows_get_a_smaller_batch_unless_one_is_given(tmp_path, runs, animals):
+    animals.to_csv(tmp_path / "animals.csv", index=False)
+    options = ("--data", tmp_path / "animals.csv", "--label", "kind", "--epochs", 1, "--mix", "none", "--seeds", 1)
+    sizes = {
+        runs(tabular, *options, *more, out=tmp_path / name)[0]["config"]["batch_size"]
+        for name, more in {"chosen": (), "given": ("--batch-size", 96), "less": ("--data-fraction", 0.25)}.items()
+    }
+    assert sizes == {16, 96, 4}  # four batches of the 96 rows, or of the 24
+    digits = runs(tabular, "--epochs", 1, "--mix", "none", "--seeds", 1, "--width", 1, out=tmp_path / "digits")
+    assert digits[0]["config"]["batch_size"] == 256
+
+
 def test_input_dropout():
     x = torch.ones(1000, 50)
     y = input_dropout(0.2)(x)
@@ -184,6 +196,8 @@ def test_tensorboard_gets_the_loss_of_every_epoch(runs, tmp_path):
     assert [event.value for event in events.Scalars("loss")] == pytest.approx(progress["losses"])
     assert [event.step for event in events.Scalars("loss")] == [5, 10, 15]
     assert events.Scalars("learning rate")[-1].value < 0.01
+    pictures = EventAccumulator(str(tmp_path / "out")).Reload()
+    assert pictures.Tags()["images"] == ["comparison", "curves"]
 
 
 @pytest.mark.parametrize(
