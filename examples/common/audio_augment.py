@@ -34,10 +34,17 @@ class AudioAugment(nn.Module):
 
         level = x.square().mean(1, keepdim=True).sqrt()
         loudness, length, shift = draw(0.7, 1.1, 1.0), draw(0.8, 1.2, 1.0), draw(-0.256, 0.256, 0.0)
-        changed = loudness * resample_and_shift(x, length, shift * SAMPLE_RATE)
-
         share = draw(0.0, self.most_noise, 0.0)
-        return (1 - share) * changed + share * level * cut_noise(self.noise, n, samples, generator)
+        noise = cut_noise(self.noise, n, samples, generator)
+        blocks = (x, length, shift * SAMPLE_RATE, (1 - share) * loudness, share * level, noise)
+        # Blocks that stay in the cache take a fifth of the time on a CPU.
+        size = 8 if x.device.type == "cpu" else n
+        return torch.cat(
+            [
+                loud * resample_and_shift(clips, longer, later) + noisy * hiss
+                for clips, longer, later, loud, noisy, hiss in zip(*(one.split(size) for one in blocks), strict=True)
+            ]
+        )
 
 
 def resample_and_shift(x: Tensor, length: Tensor, shift: Tensor) -> Tensor:
@@ -90,5 +97,6 @@ def coloured_noise(pieces: int = 32, seconds: int = 4, seed: int = 0) -> Tensor:
 
 def cut_noise(track: Tensor, n: int, samples: int, generator: torch.Generator | None) -> Tensor:
     """Pieces (n, samples) from random places of the track, which starts over at its end."""
-    start = torch.randint(len(track), (n, 1), device=track.device, generator=generator)
-    return track[(start + torch.arange(samples, device=track.device)) % len(track)]
+    start = torch.randint(len(track), (n,), device=track.device, generator=generator)
+    endless = track.repeat(1 + -(-(samples - 1) // len(track)))[: len(track) + samples - 1]
+    return endless.unfold(0, samples, 1)[start]

@@ -73,7 +73,9 @@ def recipe(row: Row, mix: str, scale: str) -> list[str]:
     build = {"image": _image, "speech": _speech, "tabular": _tabular}[row.domain]
     options = {"method": row.method, "mix": mix, **build(row, mix, scale)}
     if row.method == "moco":
-        options.update({"queue": 4096, "momentum": 0.999})
+        options["queue"] = 1024 if scale == "cpu" else 4096
+    if row.method in ("moco", "byol"):  # a few hundred steps would leave the slow copy where it began
+        options["momentum"] = 0.99 if scale == "cpu" else 0.999
     return [word for key, value in options.items() for word in _words(key, value)]
 
 
@@ -118,12 +120,13 @@ def _tabular(row: Row, mix: str, scale: str) -> dict[str, object]:
         options["temperature"] = 0.1
     if mix != "none":
         options["alpha"] = 2 if row.data == "covtype" else 1
-    # At 500 epochs i-Mix takes the place of input dropout in Covertype's MoCo and BYOL; a short run needs both.
-    replaces = row.data == "covtype" and row.method != "npair" and mix != "none" and scale != "cpu"
+    # i-Mix takes the place of input dropout in Covertype's MoCo and BYOL; a short run of MoCo needs both.
+    replacing = ("byol",) if scale == "cpu" else ("moco", "byol")
+    replaces = row.data == "covtype" and row.method in replacing and mix != "none"
     if row.table == "3" or replaces:
         options["augment"] = "none"
     elif row.data == "covtype":
         options.update({"dropout": 0.2, "dropout-columns": 10})
     if scale == "cpu":
-        return {**options, "width": 4, "epochs": 150 if row.data == "covtype" else 20}
+        return {**options, "width": 2, "epochs": 30 if row.data == "covtype" else 20}
     return {**options, "width": 64, "epochs": 500}
