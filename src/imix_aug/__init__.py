@@ -13,8 +13,9 @@ Losses
     ``imix_byol_loss`` (BYOL, SimSiam), ``IMixLoss`` (wraps a loss of your own), ``NegativeQueue``
 """
 
+from imix_aug._imix_loss import IMixLoss
 from imix_aug._labels import VirtualLabels
-from imix_aug._losses import IMixLoss, imix_byol_loss, imix_nce_loss, imix_ntxent_loss, imix_supcon_loss
+from imix_aug._losses import imix_byol_loss, imix_nce_loss, imix_ntxent_loss, imix_supcon_loss
 from imix_aug._mix import IMix, InputMix
 from imix_aug._queue import NegativeQueue
 
