@@ -4,33 +4,46 @@ import matplotlib.pyplot as plt
 from matplotlib.patches import FancyBboxPatch
 from style import OWN, PARTNER, REST, save
 
-# (x, y, width, text, color), on a grid of 12 columns; the top floor is what users import.
+# (x, y, width, text, color); the top floor is what users import.
 BOXES = [
-    (0, 3, 3.8, "IMix, InputMix", OWN),
-    (4.1, 3, 3.8, "imix_*_loss, IMixLoss", OWN),
-    (8.2, 3, 1.9, "VirtualLabels", OWN),
-    (10.3, 3, 1.9, "NegativeQueue", OWN),
-    (0, 2, 3.8, "_draw: partners, lambdas, boxes", REST),
-    (4.1, 2, 3.8, "logsumexp - <query, target>", REST),
-    (8.2, 2, 4, "_distributed: keys of all ranks", REST),
-    (4.1, 1, 8.1, "_ops: row log-sum-exp, one operator, its gradients", PARTNER),
-    (4.1, 0, 2.5, "reference: the oracle", REST),
-    (6.9, 0, 2.5, "blocked: every device", REST),
-    (9.7, 0, 2.5, "triton: CUDA", REST),
+    (0, 3, 4.2, "IMix\nInputMix", OWN),
+    (4.4, 3, 2.3, "Virtual\nLabels", OWN),
+    (6.9, 3, 2.3, "imix_*\n_loss", OWN),
+    (9.4, 3, 1.7, "IMix\nLoss", OWN),
+    (11.3, 3, 2.1, "Negative\nQueue", OWN),
+    (0, 2, 2, "_draw", REST),
+    (2.2, 2, 2, "_ops.mix", PARTNER),
+    (6.9, 2, 3.3, "logsumexp -\n<query, target>", REST),
+    (10.4, 2, 3, "_distributed\nall ranks' keys", REST),
+    (3.6, 1, 3.1, "_ops.node\nplain loss, CPU", PARTNER),
+    (6.9, 1, 6.5, "_ops: the row log-sum-exp,\none operator with its gradients", PARTNER),
+    (6.9, 0, 3.3, "_ops.blocked\nevery device", PARTNER),
+    (10.4, 0, 3, "_ops.triton\nCUDA", PARTNER),
 ]
-ARROWS = [(1.9, 3, 2), (6, 3, 2), (10.2, 2, 1), (6, 2, 1), (5.35, 1, 0), (8.15, 1, 0), (10.95, 1, 0)]
+ARROWS = [  # from what calls, to what is called
+    ((1, 3), (1, 2.66)),
+    ((3.2, 3), (3.2, 2.66)),
+    ((8.05, 3), (8.05, 2.66)),
+    ((7.1, 3), (5.3, 1.66)),
+    ((12.35, 3), (12.35, 2.66)),
+    ((10.2, 2.33), (10.4, 2.33)),
+    ((11.9, 2), (11.9, 1.66)),
+    ((8.55, 1), (8.55, 0.66)),
+    ((11.9, 1), (11.9, 0.66)),
+]
 
 
 def draw(ink: str) -> plt.Figure:
     """Boxes, and arrows from what calls to what is called."""
-    figure, axis = plt.subplots(figsize=(7.4, 3), layout="constrained")
+    figure, axis = plt.subplots(figsize=(5.6, 2.9), layout="constrained")
     for x, y, width, text, color in BOXES:
         style = "round,pad=0,rounding_size=0.12"
-        axis.add_patch(FancyBboxPatch((x, y), width, 0.6, boxstyle=style, fc=color + "33", ec=color))
-        axis.text(x + width / 2, y + 0.3, text, ha="center", va="center", fontsize=7.5)
-    for x, top, bottom in ARROWS:
-        axis.annotate("", (x, bottom + 0.6), (x, top), arrowprops={"arrowstyle": "->", "color": ink, "lw": 0.8})
-    axis.set(xlim=(-0.1, 12.3), ylim=(-0.1, 3.7))
+        axis.add_patch(FancyBboxPatch((x, y), width, 0.66, boxstyle=style, fc=color + "33", ec=color))
+        axis.text(x + width / 2, y + 0.33, text, ha="center", va="center", fontsize=8.5)
+    for start, end in ARROWS:
+        arrow = {"arrowstyle": "->", "color": ink, "lw": 0.8, "shrinkA": 0, "shrinkB": 0}
+        axis.annotate("", end, start, arrowprops=arrow)
+    axis.set(xlim=(-0.1, 13.5), ylim=(-0.1, 3.75))
     axis.axis("off")
     return figure
 
