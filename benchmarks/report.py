@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -65,27 +66,57 @@ def _cells(subcommand: str, row: Row) -> dict[str, str]:
 
 
 def plot(subcommand: str, path: Path, machine: dict[str, object], rows: list[Row]) -> None:
-    """Draw what the table says, on logarithmic axes."""
+    """Draw what the table says: who takes how many times as long as imix-aug, or what grows with what."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    dtypes = list(dict.fromkeys(row["dtype"] for row in rows)) if subcommand in COMPARISONS else [""]
+    figure, panels = pyplot.subplots(len(dtypes), figsize=(7, 1 + 3 * len(dtypes)), squeeze=False, layout="constrained")
+    for dtype, axes in zip(dtypes, panels[:, 0], strict=True):
+        if dtype:
+            _draw_bars(axes, dtype, [row for row in rows if row["dtype"] == dtype])
+        else:
+            _draw_lines(axes, subcommand, rows)
+        axes.legend(fontsize=8)
+    figure.suptitle(f"{machine['device']}, {machine['threads']} threads", fontsize=8)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+COMPARISONS = ("loss", "simclr")
+
+
+def _draw_bars(axes: Any, dtype: str, rows: list[Row]) -> None:
+    from matplotlib.ticker import LogLocator
+
+    rows = sorted(rows, key=lambda row: row["times"]["imix-aug"]["median"])
+    names = dict.fromkeys(name for row in rows for name in row["times"] if name != "imix-aug")
+    for i, name in enumerate(names):
+        places = [j + 0.8 * (i + 0.5) / len(names) - 0.4 for j in range(len(rows))]
+        times = [row["times"].get(name, {}).get("median", math.nan) for row in rows]
+        heights = [time / row["times"]["imix-aug"]["median"] for time, row in zip(times, rows, strict=True)]
+        axes.bar(places, heights, 0.75 / len(names), label=name)
+    axes.axhline(1, color="black", linewidth=1, label="imix-aug")
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("")
+    axes.set_xticks(range(len(rows)), [row["size"] for row in rows], rotation=15, fontsize=8)
+    axes.set(xlabel=f"queries (+ negatives) x D, {dtype}", ylabel="time, times imix-aug's")
+
+
+def _draw_lines(axes: Any, subcommand: str, rows: list[Row]) -> None:
     values, label = _series(subcommand, rows)
-    figure, axes = pyplot.subplots(figsize=(7, 4))
     for name, points in values.items():
         axes.plot(*zip(*sorted(points), strict=True), marker="o", label=name)
-    axes.set(xlabel=label[0], ylabel=label[1], title=f"{machine['device']}, {machine['threads']} threads")
-    axes.title.set_fontsize(8)
+    axes.set(xlabel=label[0], ylabel=label[1])
     if subcommand == "step":
         axes.axhline(0, color="grey", linewidth=0.5)
         axes.tick_params(axis="x", rotation=15)
     else:
         axes.set(xscale="log", yscale="log")
-    axes.legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
 
 
 def _series(subcommand: str, rows: list[Row]) -> tuple[dict[str, list[tuple[Any, float]]], tuple[str, str]]:
@@ -95,6 +126,7 @@ def _series(subcommand: str, rows: list[Row]) -> tuple[dict[str, list[tuple[Any,
         if not isinstance(y, float) or math.isfinite(y):
             values.setdefault(name, []).append((x, y))
 
+    widths = Counter(row["size"].split("x")[1] for row in rows if subcommand == "growth")
     for row in rows:
         if subcommand == "memory":
             for name, megabytes in row["megabytes"].items():
@@ -105,16 +137,14 @@ def _series(subcommand: str, rows: list[Row]) -> tuple[dict[str, list[tuple[Any,
         elif subcommand == "step":
             add("mixed against unmixed", row["size"], 100 * row["overhead"])
         else:
-            dtype = row["dtype"]
-            x = row.get("operations") or row.get("nmd") or int(row["size"].split("x")[0])
+            n, width = row["size"].split("x")
+            along = f"D = {width}" if widths[width] > 2 else f"N = {n}"
             for name, each in row["times"].items():
-                add(f"{name} ({dtype})", x, 1e3 * each["median"])
+                add(f"{name}, {along}", row["nmd"], 1e3 * each["median"])
     labels = {
         "memory": ("N", "peak memory above N = 256, MB"),
         "mix": ("batch, MB", "GB/s (two reads and a write; a copy: one and one)"),
         "step": ("network: batch x side", "overhead of mixing, %"),
         "growth": ("N M D", "milliseconds, loss and gradients"),
-        "loss": ("operations (6 N M D; 4 where the keys are fixed)", "milliseconds, loss and gradients"),
-        "simclr": ("N", "milliseconds, loss and gradients"),
     }
     return values, labels[subcommand]

@@ -28,10 +28,12 @@ def rounds(
     }
     repeats = {name: max(1, int(0.02 / timer.timeit(1).median)) for name, timer in timers.items()}
     done: list[tuple[float, dict[str, float]]] = []
+    order = list(timers)
     end = time.perf_counter() + seconds
     while sum(disturbance < 0.05 for disturbance, _ in done) < count and (len(done) < 3 or time.perf_counter() < end):
         busy, own, start = _busy_seconds(), time.process_time(), time.perf_counter()
-        times = {name: timer.timeit(repeats[name]).median for name, timer in timers.items()}
+        times = {name: timers[name].timeit(repeats[name]).median for name in order}
+        order.append(order.pop(0))  # so that none always runs on what the same other one left in cache
         others = (_busy_seconds() - busy) - (time.process_time() - own)
         done.append((max(0.0, others) / (time.perf_counter() - start), times))
     done.sort(key=lambda each: each[0])
