@@ -82,7 +82,7 @@ def _at_once(rows: Tensor, grads: Tensor, columns: Tensor, shares: Tensor, scale
     query, key = rows.unbind()
     query_grad, key_grad = grads.unbind()
     softmax = times_transposed(query, key, scale).softmax(dim=1)
-    loss = _total(softmax.gather(1, columns).log_() * shares)
+    loss = (softmax.gather(1, columns).log_() * shares).sum()
     excess = softmax.scatter_add_(1, columns, shares)
     torch.mm(excess, key, out=query_grad)
     torch.mm(excess.t(), query, out=key_grad)
@@ -100,7 +100,7 @@ def _tiled(rows: Tensor, grads: Tensor, columns: Tensor, shares: Tensor, scale: 
     for few, column, share, few_grad in zip(*tiles, strict=True):
         powers = times_transposed(few, key, scale * blocked.LOG2_E).exp2_()
         total = powers.sum(dim=1, keepdim=True)
-        bits.add_(_total(powers.gather(1, column).div_(total).log2_() * share))
+        bits.add_((powers.gather(1, column).div_(total).log2_() * share).sum())
         excess = powers.scatter_add_(1, column, share * total)  # times the total
         torch.div(times_transposed(excess, key.t()), total, out=few_grad)
         add_transposed_times(summed_key_grad, excess, few / total)
@@ -109,15 +109,13 @@ def _tiled(rows: Tensor, grads: Tensor, columns: Tensor, shares: Tensor, scale: 
     return bits.div_(blocked.LOG2_E)
 
 
-def _total(parts: Tensor) -> Tensor:
-    """Sum rows first: a share of zero then changes nothing, not even the order of the sum."""
-    return parts.sum(dim=1).sum()
-
-
 def _sparse(n: int, rows: Tensor, lam: Tensor | None, partner: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return the columns that each soft label is spread over and its shares, negative: ``(n, 1)`` or ``(n, 2)``."""
+    """Return the two columns that each soft label is spread over, and its shares of them, negative: both ``(n, 2)``.
+
+    Without labels the second share is zero, so that a lambda of one gives the same sums, in the same order.
+    """
     own = torch.arange(n)
     if lam is None or partner is None:
-        return own[:, None], rows.new_full((n, 1), -1.0)
+        return torch.stack((own, own), 1), rows.new_tensor((-1.0, 0.0)).repeat(n, 1)
     lam = lam.to(rows.dtype)
     return torch.stack((own, partner), 1), torch.stack((-lam, lam - 1), 1)
