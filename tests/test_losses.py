@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from imix_aug import VirtualLabels, imix_byol_loss, imix_nce_loss, imix_ntxent_loss, imix_supcon_loss
+from imix_aug import VirtualLabels, _ops, imix_byol_loss, imix_nce_loss, imix_ntxent_loss, imix_supcon_loss
+from imix_aug._ops import node
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
 
@@ -276,6 +277,41 @@ def test_keys_and_negatives_without_gradient_get_none():
     assert target.grad is None
 
 
+@pytest.mark.parametrize("loss", CONTRASTIVE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_matrix_products_take_the_dtype_of_the_embeddings_or_of_autocast(loss, dtype, monkeypatch):
+    """Rows are scaled in float32, and yet the products are to be as fast as the embeddings' own dtype."""
+    taken = []
+    original = _ops.row_logsumexp
+    monkeypatch.setattr(
+        _ops, "row_logsumexp", lambda *rows, **how: taken.append(how["dtype"]) or original(*rows, **how)
+    )
+    q, k, negatives = (torch.randn(4, 3).to(dtype) for _ in range(3))
+    CONTRASTIVE[loss](q, k, None, negatives=negatives)
+    with torch.autocast("cpu", torch.float16):
+        CONTRASTIVE[loss](q, k, None, negatives=negatives)
+    assert taken == [dtype, torch.float16]
+
+
+def test_a_plain_batch_goes_through_the_single_node_and_nothing_else_does(monkeypatch):
+    q, k, labels = torch.randn(4, 3), torch.randn(4, 3), VirtualLabels.identity(4)
+    calls, answer = [], torch.tensor(42.0)
+    monkeypatch.setattr(node, "nce_loss", lambda *args: calls.append(args) or answer)
+    assert imix_nce_loss(q, k, labels, temperature=0.25) is answer
+    assert calls == [(q, k, labels, 4.0, "mean")]
+    monkeypatch.setattr(node, "nce_loss", lambda *args: pytest.fail("this is no plain batch"))
+    options = (
+        {"temperature": torch.tensor(0.25)},
+        {"normalize": False},
+        {"negatives": k},
+        {"gather_distributed": True},
+    )
+    for each in options:
+        assert imix_nce_loss(q, k, labels, **each) != 42
+    compiled = torch.compile(imix_nce_loss, fullgraph=True, backend="eager")
+    assert compiled(q, k, labels) != 42
+
+
 def test_no_gradient_at_all():
     with torch.no_grad():
         value = imix_nce_loss(torch.randn(3, 4, requires_grad=True), torch.randn(3, 4))
@@ -332,6 +368,7 @@ REFUSED = [
     ({"temperature": torch.ones(1)}, ValueError, r"temperature must be a float or a 0-d tensor, got shape \(1,\)"),
     ({"temperature": torch.tensor(1)}, TypeError, "temperature must be floating-point"),
     ({"temperature": torch.tensor(-1.0)}, ValueError, "temperature must be positive"),
+    ({"temperature": torch.ones((), device="meta")}, ValueError, "temperature must be on the device of query, cpu, or"),
     ({"negatives": torch.randn(5, 3)}, ValueError, "negatives must have as many columns as query, 4"),
     ({"negatives": torch.randn(4)}, ValueError, "negatives must have shape"),
     ({"negatives": torch.randn(5, 4).double()}, TypeError, "negatives must have the dtype of query"),
@@ -379,7 +416,9 @@ def test_refused_classes(classes, error, message):
 def test_ntxent_names_the_wrong_view(position, wrong):
     views = [X, X, Y, Y]
     views[position] = wrong
-    with pytest.raises((ValueError, TypeError), match=f"^{['query_1', 'query_2', 'key_1', 'key_2'][position]} must"):
+    like = "" if isinstance(wrong, list) else ".* of query_1, "
+    name = ["query_1", "query_2", "key_1", "key_2"][position]
+    with pytest.raises((ValueError, TypeError), match=f"^{name} must{like}"):
         imix_ntxent_loss(*views, LABELS)
 
 

@@ -138,21 +138,17 @@ def imix_ntxent_loss(
     _check_contrast(query_1, labels, negatives, normalize, reduction, gather_distributed, process_group)
     temperature = _check.temperature(temperature, query_1.device)
 
-    n = query_1.shape[0]
-    query, key_1, key_2 = (
-        _rows(torch.cat([query_1, query_2]), normalize),
-        _rows(key_1, normalize),
-        _rows(key_2, normalize),
-    )
-    own = torch.arange(n, device=query.device)
+    n, dtype = query_1.shape[0], _product_dtype(query_1)
+    query_1, query_2, key_1, key_2 = (_rows(each, normalize) for each in (query_1, query_2, key_1, key_2))
+    own = torch.arange(n, device=query_1.device)
     components = own[:, None] if labels is None else torch.stack([own, labels.partner], dim=1)
     losses = _soft_cross_entropy(
-        query / temperature,
+        torch.cat([query_1, query_2]) / temperature,
         torch.cat([_expected_rows(key_2, labels), _expected_rows(key_1, labels)]),
         choose_keys(torch.cat([key_1, key_2]), gather_distributed, process_group),
         None if negatives is None else _rows(negatives.detach(), normalize),
         excluded=torch.cat([components, n + components]),
-        dtype=_product_dtype(query_1),
+        dtype=dtype,
         reduction=reduction,
     )
     if reduction == "none":
