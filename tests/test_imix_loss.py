@@ -34,6 +34,14 @@ def test_pairs_with_a_loss_a_row(batch):
     torch.testing.assert_close(IMixLoss(criterion)(a, b, labels), by_hand(criterion, a, b, labels))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_the_result_has_the_criterions_dtype(batch, dtype, reduction):
+    a, b, labels = batch
+    value = IMixLoss(lambda a, b: npair(a, b, reduction).to(dtype))(a, b, one_lambda(labels))
+    assert value.dtype == dtype
+
+
 def test_pairs_with_a_scalar_and_one_lambda(batch):
     a, b, labels = batch
     labels = one_lambda(labels)
@@ -81,9 +89,22 @@ def test_logits_against_soft_targets(batch, reduction, smoothing, negatives):
     assert criterion.reduction == reduction
 
 
-def test_weighted_cross_entropy_needs_one_lambda(batch):
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_log_probabilities_against_soft_targets(batch, reduction):
     a, b, labels = batch
-    criterion = nn.CrossEntropyLoss(weight=torch.rand(6, dtype=torch.float64))
+    log_p = (a @ b.T).log_softmax(dim=1)
+    losses = -(labels.dense().double() * log_p).sum(dim=1)
+    expected = losses if reduction == "none" else getattr(losses, reduction)()
+    value = IMixLoss(nn.NLLLoss(reduction=reduction), on="logits")(log_p, labels)
+    torch.testing.assert_close(value, expected, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"weight": torch.rand(6, dtype=torch.float64)}, {"ignore_index": 0}, {"ignore_index": 1}]
+)
+def test_a_cross_entropy_that_weighs_or_ignores_classes_needs_one_lambda(batch, settings):
+    a, b, labels = batch
+    criterion = nn.CrossEntropyLoss(**settings)
     with pytest.raises(ValueError, match="labels must hold one lambda"):
         IMixLoss(criterion, on="logits")(a @ b.T, labels)
     labels, logits = one_lambda(labels), a @ b.T

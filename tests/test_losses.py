@@ -287,10 +287,11 @@ def test_matrix_products_take_the_dtype_of_the_embeddings_or_of_autocast(loss, d
         _ops, "row_logsumexp", lambda *rows, **how: taken.append(how["dtype"]) or original(*rows, **how)
     )
     q, k, negatives = (torch.randn(4, 3).to(dtype) for _ in range(3))
-    CONTRASTIVE[loss](q, k, None, negatives=negatives)
-    with torch.autocast("cpu", torch.float16):
-        CONTRASTIVE[loss](q, k, None, negatives=negatives)
-    assert taken == [dtype, torch.float16]
+    for reduction in ("mean", "none"):
+        CONTRASTIVE[loss](q, k, None, negatives=negatives, reduction=reduction)
+        with torch.autocast("cpu", torch.float16):
+            CONTRASTIVE[loss](q, k, None, negatives=negatives, reduction=reduction)
+    assert taken == [dtype, torch.float16] * 2
 
 
 def test_a_plain_batch_goes_through_the_single_node_and_nothing_else_does(monkeypatch):

@@ -281,3 +281,21 @@ def test_unit_rows_of_all_lengths():
     torch.testing.assert_close(unit, expected, rtol=1e-5, atol=1e-20)
     # A batch without extremes takes the shorter way to the same rows.
     torch.testing.assert_close(unit_rows(rows[2:4].float()), unit_rows(rows.float())[2:4])
+
+
+def test_only_rows_whose_squares_overflow_are_scaled_twice():
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Calls(TorchDispatchMode):
+        def __init__(self):
+            super().__init__()
+            self.names = []
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.names.append(func.overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    for length, twice in ((1.0, False), (0.0, False), (1e30, True)):
+        with Calls() as calls:
+            unit_rows(length * torch.ones(3, 4))
+        assert ("amax" in calls.names) is twice

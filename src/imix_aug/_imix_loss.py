@@ -97,10 +97,7 @@ class IMixLoss(nn.Module):
 def _by_rows(criterion: Any) -> tuple[Any, str]:
     """Ask a plain cross-entropy for its rows; return it with the reduction that is left to do."""
     is_plain = (
-        type(criterion) in (nn.CrossEntropyLoss, nn.NLLLoss)
-        and criterion.weight is None
-        and criterion.ignore_index < 0
-        and criterion.reduction != "none"
+        type(criterion) in (nn.CrossEntropyLoss, nn.NLLLoss) and criterion.weight is None and criterion.ignore_index < 0
     )
     if not is_plain:
         return criterion, "none"
