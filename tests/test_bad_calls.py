@@ -128,7 +128,7 @@ def loss_cases():
             yield pytest.param(function, {**good, argument: wrong}, argument, id=f"{name}: {argument}: {what}")
 
 
-@pytest.mark.parametrize(("function", "arguments", "argument"), loss_cases())
+@pytest.mark.parametrize(("function", "arguments", "argument"), list(loss_cases()))
 def test_loss(function, arguments, argument):
     with pytest.raises((TypeError, ValueError), match=rf"^{argument}\b"):
         function(**arguments)

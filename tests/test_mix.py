@@ -207,6 +207,8 @@ def test_imix_is_a_module_without_state():
     assert len(list(IMix().parameters())) == 0
     assert model.state_dict().keys() == nn.Sequential(nn.Linear(2, 2)).state_dict().keys()
     assert repr(IMix((1, 2), "cutmix")) == "IMix(alpha=(1.0, 2.0), mode='cutmix', per_sample=False)"
+    assert repr(IMix()) == "IMix(alpha=1.0, mode='mixup', per_sample=True)"
+    assert repr(InputMix()) == "InputMix(num_aux=1, alpha=1.0, min_weight=0.5)"
 
 
 def test_cutmix_takes_any_dtype():

@@ -308,31 +308,49 @@ def test_blocked_version_forced(device, monkeypatch):
 
 
 DRAWS = {
-    "mixup": lambda generator: IMix(generator=generator)(torch.zeros(6, 2))[1],
-    "mixup of a batch": lambda generator: IMix(0.3, per_sample=False, generator=generator)(torch.zeros(6, 2))[1],
-    "cutmix": lambda generator: IMix(mode="cutmix", generator=generator)(torch.zeros(6, 1, 8, 8))[1],
-    "inputmix": lambda generator: InputMix(2, generator=generator)(torch.arange(12.0).view(6, 2)),
+    "mixup": lambda generator, device: IMix(generator=generator)(torch.zeros(6, 2, device=device))[1],
+    "mixup of a batch": lambda generator, device: IMix(0.3, per_sample=False, generator=generator)(
+        torch.zeros(6, 2, device=device)
+    )[1],
+    "cutmix": lambda generator, device: IMix(mode="cutmix", generator=generator)(
+        torch.zeros(6, 1, 8, 8, device=device)
+    )[1],
+    "inputmix": lambda generator, device: InputMix(2, generator=generator)(
+        torch.arange(12.0, device=device).view(6, 2)
+    ),
 }
 
 
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request):
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return request.param
+
+
+def global_state(device):
+    return torch.cuda.get_rng_state() if device == "cuda" else torch.random.get_rng_state()
+
+
 @pytest.mark.parametrize("name", DRAWS)
-def test_a_generator_decides_alone(name):
+def test_a_generator_decides_alone(name, device):
     draw = DRAWS[name]
-    before = torch.random.get_rng_state()
-    first = draw(torch.Generator().manual_seed(3))
-    assert torch.equal(torch.random.get_rng_state(), before)
-    torch.rand(5)
-    torch.testing.assert_close(draw(torch.Generator().manual_seed(3)), first, rtol=0, atol=0)
-    generator = torch.Generator().manual_seed(3)
-    draw(generator)
+    before = global_state(device)
+    first = draw(torch.Generator(device).manual_seed(3), device)
+    assert torch.equal(global_state(device), before)
+    torch.rand(5, device=device)
+    torch.testing.assert_close(draw(torch.Generator(device).manual_seed(3), device), first, rtol=0, atol=0)
+    generator = torch.Generator(device).manual_seed(3)
+    draw(generator, device)
     with pytest.raises(AssertionError):
-        torch.testing.assert_close(draw(generator), first, rtol=0, atol=0)
+        torch.testing.assert_close(draw(generator, device), first, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", DRAWS)
-def test_without_a_generator_the_global_one_moves_on(name):
+def test_without_a_generator_the_global_one_moves_on(name, device):
     torch.manual_seed(11)
-    first = DRAWS[name](None)
-    assert not torch.equal(torch.random.get_rng_state(), torch.Generator().manual_seed(11).get_state())
+    before = global_state(device)
+    first = DRAWS[name](None, device)
+    assert not torch.equal(global_state(device), before)
     torch.manual_seed(11)
-    torch.testing.assert_close(DRAWS[name](None), first, rtol=0, atol=0)
+    torch.testing.assert_close(DRAWS[name](None, device), first, rtol=0, atol=0)
