@@ -67,3 +67,5 @@ def criteria_are_functions_or_modules(a: Tensor, b: Tensor, labels: VirtualLabel
     assert_type(IMixLoss(square)(a, b, labels), Tensor)
     assert_type(IMixLoss(nn.CrossEntropyLoss(), on="logits")(a, labels), Tensor)
     assert_type(IMixLoss(square)(a, b), Tensor)
+    assert_type(IMixLoss(square)(a, b, labels=labels), Tensor)
+    IMixLoss(square)("a", "b")  # type: ignore[call-overload]

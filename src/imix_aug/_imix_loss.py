@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +57,13 @@ class IMixLoss(nn.Module):
 
     if TYPE_CHECKING:  # nn.Module's __call__ returns Any
 
-        def __call__(self, *inputs: Any, labels: VirtualLabels | None = None) -> Tensor: ...
+        @overload
+        def __call__(self, a: Tensor, b: Tensor, /, labels: VirtualLabels | None = None) -> Tensor: ...
+
+        @overload
+        def __call__(self, logits: Tensor, /, labels: VirtualLabels | None = None) -> Tensor: ...
+
+        def __call__(self, *inputs: Any, **named: Any) -> Tensor: ...
 
     def forward(self, *inputs: Any, labels: VirtualLabels | None = None) -> Tensor:
         """Return the criterion's loss against the virtual labels: ``(N,)`` or a scalar, as the criterion does."""
