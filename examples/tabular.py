@@ -1,6 +1,6 @@
 """Pretrain on a table, with and without i-Mix, and compare what the features are worth.
 
-python examples/tabular.py                              # scikit-learn's digits, seconds
+python examples/tabular.py                              # scikit-learn's digits, a few minutes
 python examples/tabular.py --data covtype --seeds 3     # UCI Covertype, downloaded once
 python examples/tabular.py --data mine.csv --label species
 """

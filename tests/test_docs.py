@@ -10,6 +10,7 @@ import torch
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = sorted(page for page in DOCS.rglob("*.md") if "_build" not in page.parts)
 TUTORIAL = DOCS / "tutorial.md"
+README = DOCS.parent / "README.md"
 
 
 @pytest.mark.parametrize(
@@ -30,6 +31,22 @@ def test_code_blocks_run(page, monkeypatch):
             if missing.name and missing.name.startswith("imix_aug"):
                 raise
             pytest.skip(f"{missing.name} is not installed")
+
+
+def test_the_readme_shows_the_lines_of_the_front_page():
+    """These run as a block of the front page."""
+    blocks = [
+        re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.M | re.S) for page in (README, DOCS / "index.md")
+    ]
+    assert len(blocks[0]) == 1
+    assert blocks[0] == blocks[1]
+
+
+def test_the_readme_links_to_what_is_there():
+    links = re.findall(r"\]\(([^)#]+)\)|(?:src|srcset)=\"([^\"]+)\"", README.read_text())
+    local = [link for pair in links for link in pair if link and "://" not in link]
+    assert len(local) > 5
+    assert [link for link in local if not (README.parent / link).exists()] == []
 
 
 def test_the_notebook_is_the_tutorial():
