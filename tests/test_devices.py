@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
 
 from imix_aug import (
     IMix,
@@ -24,9 +25,18 @@ def on_card(*shape, **options):
     return torch.empty(*shape, device="cuda", **options)
 
 
+class OnCardAlone(TorchFunctionMode):
+    """Refuse a tensor on the host: what is drawn or made there must be copied to the card, which waits for it."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        assert not isinstance(result, torch.Tensor) or result.device.type == "cuda", func
+        return result
+
+
 @pytest.fixture(autouse=True)
 def _fake():
-    with FakeTensorMode():
+    with FakeTensorMode(), OnCardAlone():
         yield
 
 
@@ -77,7 +87,8 @@ def test_mixing(mode, alpha, training):
 
 def test_inputmix_and_queue():
     assert InputMix(2)(on_card(N, D)).device.type == "cuda"
-    queue = NegativeQueue(6, D).to("cuda")
+    with torch.device("cuda"):
+        queue = NegativeQueue(6, D)
     queue.enqueue(on_card(N, D))
     assert queue.negatives.device.type == "cuda"
     assert queue.negatives.shape == (6, D)

@@ -241,6 +241,19 @@ def test_inputmix_weights_are_dirichlet(alpha):
     assert stats.kstest(own, stats.beta(alpha, 2 * alpha).cdf).pvalue > 1e-3
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_inputmix_adds_in_single_precision(dtype, autocast):
+    x = torch.randn(6, 50, dtype=torch.float64).to(dtype)
+    with torch.autocast("cpu", torch.float16, enabled=autocast):
+        mixed = InputMix(3, generator=generator(4))(x)
+    weights = InputMix(3, generator=generator(4))(torch.eye(6, dtype=torch.float64))
+    assert mixed.dtype == dtype
+    # One rounding, that of the result: half a unit in the last place.
+    half_unit = max(torch.finfo(dtype).eps / 2, 1e-6)
+    torch.testing.assert_close(mixed.double(), weights @ x.double(), atol=half_unit / 4, rtol=1.01 * half_unit)
+
+
 def test_inputmix_unmixed_in_eval_and_over_dicts():
     batch = {"a": torch.randn(4, 2), "b": torch.randn(4, 3)}
     assert InputMix().eval()(batch) is batch

@@ -168,9 +168,8 @@ class InputMix(nn.Module):
 
 def _combine(x: Tensor, others: list[Tensor], weights: Tensor) -> Tensor:
     """Return the weighted sum of each row, whose weight comes first, and its other rows."""
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    rows = x.to(dtype)
-    own, *rest = (_column(weight, x).to(dtype) for weight in weights.unbind(1))
+    rows = x.to(torch.promote_types(x.dtype, torch.float32))
+    own, *rest = (_column(weight, x) for weight in weights.unbind(1))
     mixed = rows * own
     for other, weight in zip(others, rest, strict=True):
         mixed = torch.addcmul(mixed, rows[other], weight)
