@@ -76,6 +76,11 @@ def test_other_losses(labels):
     assert IMixLoss(nn.functional.pairwise_distance)(*rows(), labels()).device.type == "cuda"
 
 
+def test_one_lambda_a_batch_is_known_without_a_look():
+    _, labels = IMix(per_sample=False)(on_card(N, D))
+    assert IMixLoss(nn.MSELoss())(*rows(), labels).shape == ()
+
+
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("alpha", [1.0, (0.5, 2.0)])
 @pytest.mark.parametrize("mode", ["mixup", "cutmix"])

@@ -51,6 +51,12 @@ def test_pairs_with_a_scalar_and_one_lambda(batch):
     torch.testing.assert_close(value, imix_nce_loss(a, b, labels))
 
 
+def test_a_batch_of_one_row(batch):
+    a, b, _ = batch
+    labels = VirtualLabels(torch.tensor([0.7]), torch.tensor([0]))
+    torch.testing.assert_close(IMixLoss(F.mse_loss)(a[:1], b[:1], labels), F.mse_loss(a[:1], b[:1]))
+
+
 def test_pairs_with_a_scalar_refuse_several_lambdas(batch):
     a, b, labels = batch
     with pytest.raises(ValueError, match=r"labels must hold one lambda .* IMix\(per_sample=False\)"):
