@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from imix_aug import VirtualLabels, _ops, imix_byol_loss, imix_nce_loss, imix_ntxent_loss, imix_supcon_loss
+from imix_aug import VirtualLabels, _losses, _ops, imix_byol_loss, imix_nce_loss, imix_ntxent_loss, imix_supcon_loss
 from imix_aug._ops import node
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
@@ -311,6 +311,14 @@ def test_a_plain_batch_goes_through_the_single_node_and_nothing_else_does(monkey
         assert imix_nce_loss(q, k, labels, **each) != 42
     compiled = torch.compile(imix_nce_loss, fullgraph=True, backend="eager")
     assert compiled(q, k, labels) != 42
+
+
+@pytest.mark.parametrize("loss", CONTRASTIVE)
+def test_the_keys_of_the_group_that_was_given_are_asked_for(loss, monkeypatch):
+    asked, group, choose = [], object(), _losses.choose_keys
+    monkeypatch.setattr(_losses, "choose_keys", lambda keys, *how: asked.append(how) or choose(keys, False, None))
+    CONTRASTIVE[loss](torch.randn(4, 3), torch.randn(4, 3), None, gather_distributed=True, process_group=group)
+    assert asked == [(True, group)]
 
 
 def test_no_gradient_at_all():
