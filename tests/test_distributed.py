@@ -402,6 +402,26 @@ def test_exchange_and_sum_is_a_reduce_scatter(worlds):
 def test_one_process_without_torch_distributed_needs_no_group():
     query, key = torch.randn(4, 3), torch.randn(4, 3)
     assert torch.equal(imix_nce_loss(query, key, gather_distributed=True), imix_nce_loss(query, key))
+    queue = NegativeQueue(8, 3)
+    queue.enqueue(key, gather_distributed=True)
+    assert torch.equal(queue.negatives, key)
+
+
+def learn_keys_alone(rank, size):
+    """A frozen query encoder: no gradient of the queries is computed in the ring, and the keys' is as ever."""
+    rows = torch.randn(2, size * 4, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    whole_key = rows[1].clone().requires_grad_()
+    dense.nce(rows[0], whole_key).sum().backward()
+    own = slice(4 * rank, 4 * rank + 4)
+    key = rows[1, own].clone().requires_grad_()
+    with ring(True):
+        loss = imix_nce_loss(rows[0, own], key, reduction="sum", gather_distributed=True)
+        loss.backward()
+    torch.testing.assert_close(key.grad, whole_key.grad[own], rtol=1e-10, atol=1e-12)
+
+
+def test_ring_with_queries_that_need_no_gradient(worlds):
+    worlds[2].run(learn_keys_alone)
 
 
 def differentiate_twice(rank, size, use_ring):

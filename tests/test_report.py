@@ -1,5 +1,6 @@
 """`python -m imix_aug`, which bug reports begin with."""
 
+import importlib.metadata
 import importlib.util
 import subprocess
 import sys
@@ -22,3 +23,14 @@ def test_backend_of_a_card_without_triton_says_so(monkeypatch):
     monkeypatch.setattr(main._ops, "_implementation", lambda device: main._ops.blocked)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert main.backend(torch.device("cuda", 0)).startswith("blocked (Triton is not installed")
+
+
+def test_a_package_that_is_missing_and_an_older_card_are_named(monkeypatch):
+    def no_version(package):
+        raise importlib.metadata.PackageNotFoundError(package)
+
+    monkeypatch.setattr(importlib.metadata, "version", no_version)
+    assert "\nnumpy not installed\n" in main.report()
+    monkeypatch.setattr(main._ops, "_implementation", lambda device: main._ops.blocked)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    assert main.backend(torch.device("cuda", 0)).startswith("blocked (the kernels want compute capability 8.0")

@@ -132,6 +132,9 @@ def test_float64_stays_exact():
     query, key = torch.randn(5, 8).double(), torch.randn(7, 8).double()
     lse, _, _ = kernels.forward(query, key, None, None, True, True)
     torch.testing.assert_close(lse, reference.row_logsumexp(query, key), atol=1e-12, rtol=1e-12)
+    weight = torch.randn(5).double()
+    wanted = dense(query, key, None, None, weight)[-1]
+    torch.testing.assert_close(kernels.key_grad(query, key, None, lse, weight), wanted, atol=1e-12, rtol=1e-12)
 
 
 @pytest.mark.parametrize("d", [20, 300])
@@ -294,3 +297,9 @@ def cut_and_paste(x, partner, taken, given):
         result[i][box] = 0
         result[i][other] += x[partner[i]][other]
     return result
+
+
+def test_rows_without_elements_need_no_kernel():
+    x, partner, one = torch.empty(3, 2, 0), torch.arange(3), torch.ones(3)
+    mix_triton.blend(x, partner, one, one, torch.empty_like(x))
+    mix_triton.paste(x, partner, torch.zeros(1, 1, 2, dtype=torch.int64), None, torch.empty_like(x))
