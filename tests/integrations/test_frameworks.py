@@ -1,5 +1,6 @@
 """Training frameworks: the scripts train, in one process and in two."""
 
+import re
 import subprocess
 import sys
 
@@ -23,14 +24,16 @@ def test_lightning_rests_while_it_validates(script):
 def test_lightning_ddp(script):
     """Trainer starts a second process of the script; the gathered loss sees the keys of both."""
     path = script("with_lightning", "pytorch_lightning").__file__
-    arguments = ["--devices", "2", "--steps", "5"]
+    arguments = ["--devices", "2", "--steps", "1"]
     run = subprocess.run(
         [sys.executable, "-W", "ignore", path, *arguments], capture_output=True, text=True, timeout=300
     )
     assert run.returncode == 0, run.stderr[-2000:]
-    last = [float(line.split()[-1]) for line in run.stdout.splitlines() if line.startswith("last loss")]
-    assert len(last) == 2
-    assert all(4.0 < loss < 6.0 for loss in last)  # near log(256) = 5.5: 256 keys, and not 128
+    # Two processes write to one pipe, so a line may hold both.
+    losses = [float(loss) for loss in re.findall(r"last loss (\d+\.\d{3})", run.stdout)]
+    assert len(losses) == 2, run.stdout
+    # An untrained loss grows with the logarithm of the keys: about 4.3 against 128 of them, 0.7 more against 256.
+    assert all(4.7 < loss < 6.0 for loss in losses), losses
 
 
 def test_accelerate(script):
