@@ -20,7 +20,7 @@ from common.encoders import build_encoder
 from common.evaluate import evaluate
 from common.loop import Loop
 from common.methods import build_method
-from common.mixed import MIXED_SHOWN, save_mixed
+from common.mixed import save_mixed, some_of
 from common.pace import Pace
 from common.recipe import autocast, build_inputmix, build_mix, build_optimizer
 from common.results import Results
@@ -51,7 +51,7 @@ def pretrain(
     train = spread(method, args, seed)
     loop = Loop(args, mix, seed, rows=len(data.train_x), parts=parts)
     if imix is not None and args.mix_at is None:
-        save_mixed(loop, imix, to_input(data.train_x[:MIXED_SHOWN]))
+        save_mixed(loop, imix, to_input(some_of(data.train_x)))
     for rows in loop:
         x = data.train_x[rows]
         view_1, view_2 = (inputmix(stretch(to_input(augment(x)))) for _ in range(2))
