@@ -18,7 +18,6 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import urllib.request
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -29,13 +28,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torch.hub import download_url_to_file
 from tqdm import tqdm
 
 from common.audio import SAMPLE_RATE
 from common.dataset import DataError, Dataset
 from common.spoken_digits import WORDS
 
-SPEECH_COMMANDS = "http://download.tensorflow.org/data/speech_commands_v0.02.tar.gz"
+SPEECH_COMMANDS = "https://storage.googleapis.com/download.tensorflow.org/data/speech_commands_v0.02.tar.gz"
+SPEECH_COMMANDS_SHA256 = "af14739ee7dc311471de98f5f9d2c9191b18aedfe957f4a6ff791c709868ff58"
 NOISE_FOLDER = "_background_noise_"
 DIGITS_CACHE = "spoken-digits-1.npz"  # count up when the clips change
 
@@ -58,7 +59,7 @@ def load_speech(name_or_path: str, *, root: str | Path | None = None) -> SpeechD
     if name_or_path == "speechcommands":
         archive = _folder(root) / SPEECH_COMMANDS.rpartition("/")[2]
         if not archive.exists():
-            download(SPEECH_COMMANDS, archive)
+            download(SPEECH_COMMANDS, archive, SPEECH_COMMANDS_SHA256)
         return load_folder(extract(archive, root), name="speechcommands")
     path = Path(name_or_path)
     if path.is_dir():
@@ -144,23 +145,12 @@ def one_second(clip: np.ndarray) -> np.ndarray:
     return np.pad(clip, (missing // 2, missing - missing // 2))
 
 
-def download(url: str, target: Path) -> None:
-    """Fetch a file; it gets its name when all of it is there."""
-    part = target.with_name(f".{target.name}.part")
+def download(url: str, target: Path, sha256: str) -> None:
+    """Fetch a file; it gets its name when all of it is there and is what it should be."""
     try:
-        with urllib.request.urlopen(url, timeout=60) as answer, part.open("wb") as file:
-            size = int(answer.headers.get("Content-Length") or 0)
-            with tqdm(total=size or None, unit="B", unit_scale=True, desc=target.name) as bar:
-                while block := answer.read(1 << 20):
-                    file.write(block)
-                    bar.update(len(block))
-            if size and file.tell() != size:
-                raise OSError(f"the connection ended after {file.tell()} of {size} bytes")
-        os.replace(part, target)
-    except OSError as error:
+        download_url_to_file(url, str(target), hash_prefix=sha256)
+    except (OSError, RuntimeError) as error:
         raise DataError(f"{url}: cannot be downloaded to {target}: {error}") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def extract(archive: Path, root: Path) -> Path:

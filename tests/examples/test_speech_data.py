@@ -1,3 +1,4 @@
+import hashlib
 import subprocess
 import sys
 import tarfile
@@ -247,6 +248,7 @@ def test_archives_that_are_cut_short_or_reach_outside_are_refused(words, tmp_pat
 def test_speechcommands_is_downloaded_once(words, tmp_path, monkeypatch):
     archive = pack(words, tmp_path / "speech_commands_v0.02.tar.gz")
     monkeypatch.setattr(speech_data, "SPEECH_COMMANDS", archive.as_uri())
+    monkeypatch.setattr(speech_data, "SPEECH_COMMANDS_SHA256", hashlib.sha256(archive.read_bytes()).hexdigest())
     data = load_speech("speechcommands", root=tmp_path / "root")
     assert (data.name, data.classes) == ("speechcommands", ["go", "stop"])
     archive.unlink()
@@ -254,9 +256,18 @@ def test_speechcommands_is_downloaded_once(words, tmp_path, monkeypatch):
 
 
 def test_a_failed_download_leaves_nothing(tmp_path):
+    target = tmp_path / "here.tar.gz"
     with pytest.raises(DataError, match=r"gone\.tar\.gz: cannot be downloaded to"):
-        download((tmp_path / "gone.tar.gz").as_uri(), tmp_path / "here.tar.gz")
+        download((tmp_path / "gone.tar.gz").as_uri(), target, "0" * 64)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_download_that_is_not_what_it_should_be_is_refused(tmp_path):
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(b"other bytes")
+    with pytest.raises(DataError, match=r"cannot be downloaded to .*: invalid hash value"):
+        download(source.as_uri(), target, "0" * 64)
+    assert list(tmp_path.iterdir()) == [source]
 
 
 @pytest.fixture(scope="module")
