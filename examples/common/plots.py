@@ -50,8 +50,8 @@ def draw_curves(path: Path, title: str, losses: dict[str, list[list[float]]]) ->
                 range(1, len(curve) + 1), curve, color=COLOURS[mix], alpha=0.8, label=None if i else label_of(mix)
             )
     axes.set_xlabel("epoch")
-    axes.set_ylabel("training loss (with i-Mix higher by nature: its labels are soft)")
-    axes.set_title(title)
+    axes.set_ylabel("training loss")
+    axes.set_title(f"{title}\n(soft labels keep the loss with i-Mix higher)", fontsize=10)
     axes.legend()
     save_figure(figure, path)
 
