@@ -12,7 +12,7 @@ from style import OWN, REST, save
 
 RUNS = json.loads(Path(__file__).with_suffix(".json").read_text())
 METHODS = {"npair": "N-pair", "moco": "MoCo v2", "byol": "BYOL"}
-TITLES = {"covtype": "UCI Covertype, 5 seeds", "fsdd": "spoken digits, 3 seeds"}
+TITLES = {"covtype": "UCI Covertype, 5 seeds", "fsdd": "spoken digits, 3 seeds", "cifar10": "CIFAR-10, 3 seeds"}
 
 
 def accuracies(data: str, method: str, mix: str) -> list[float]:
@@ -24,7 +24,7 @@ def accuracies(data: str, method: str, mix: str) -> list[float]:
 
 def draw(ink: str) -> plt.Figure:
     """A panel for each data set: bars without and with i-Mix for each method, deviations over the seeds as whiskers."""
-    figure, panels = plt.subplots(1, len(TITLES), figsize=(7.4, 2.8), layout="constrained")
+    figure, panels = plt.subplots(1, len(TITLES), figsize=(9, 3.1), layout="constrained")
     for axis, (data, title) in zip(panels, TITLES.items(), strict=True):
         lowest, highest = 100.0, 0.0
         for side, mix, color, label in ((-0.2, "none", REST, "without"), (0.2, "mixup", OWN, "with i-Mix")):
@@ -39,7 +39,7 @@ def draw(ink: str) -> plt.Figure:
         axis.set_xticks(range(len(METHODS)), METHODS.values(), fontsize=8)
         axis.set_title(title, fontsize=10)
     panels[0].set_ylabel("linear probe, percent")
-    panels[-1].legend(fontsize=8, loc="upper right")
+    figure.legend(*panels[0].get_legend_handles_labels(), fontsize=8, loc="outside upper center", ncols=2)
     return figure
 
 
