@@ -72,7 +72,7 @@ def plot(subcommand: str, path: Path, machine: dict[str, object], rows: list[Row
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    dtypes = list(dict.fromkeys(row["dtype"] for row in rows)) if subcommand in COMPARISONS else [""]
+    dtypes = sorted({row["dtype"] for row in rows}, reverse=True) if subcommand in COMPARISONS else [""]
     figure, panels = pyplot.subplots(len(dtypes), figsize=(7, 1 + 3 * len(dtypes)), squeeze=False, layout="constrained")
     for dtype, axes in zip(dtypes, panels[:, 0], strict=True):
         if dtype:
