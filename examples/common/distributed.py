@@ -38,8 +38,13 @@ def join_ranks(args: argparse.Namespace) -> None:
             # The probe of rank 0 may take its time while the others wait for the next run.
             backend = "gloo" if args.device == "cpu" else "cpu:gloo,cuda:nccl"
             dist.init_process_group(backend, timeout=timedelta(hours=6))
-            atexit.register(dist.destroy_process_group)
+            atexit.register(_leave_ranks)
     _refuse_norm(args)
+
+
+def _leave_ranks() -> None:
+    if dist.is_initialized():  # whoever imported the example may have left before
+        dist.destroy_process_group()
 
 
 def refuse_uneven_batch(args: argparse.Namespace) -> None:
