@@ -7,8 +7,10 @@ import torch
 from torch.nn import functional as F
 
 from imix_aug import IMix, imix_nce_loss, imix_ntxent_loss
-from imix_aug._ops import mix, reference, row_logsumexp
-from imix_aug._ops.devices import runs_triton
+from imix_aug._cross_entropy.operator import row_logsumexp
+from imix_aug._mixing import operators as mix
+import reference
+from imix_aug._backend import runs_triton
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

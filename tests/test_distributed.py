@@ -19,7 +19,7 @@ from imix_aug import (
     imix_ntxent_loss,
     imix_supcon_loss,
 )
-from imix_aug import _distributed as imix_distributed
+from imix_aug._keys import keys as imix_distributed
 
 KINDS = ("npair", "constant_keys", "moco", "ntxent", "supcon")
 ROWS, WIDTH, EMBEDDING = 4, 5, 3

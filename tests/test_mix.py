@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import nn
 
-from imix_aug import IMix, InputMix, VirtualLabels, _draw
+from imix_aug import IMix, InputMix, VirtualLabels
+from imix_aug._mixing import draw as _draw
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 TOLERANCE = {torch.float16: 1e-3, torch.bfloat16: 8e-3, torch.float32: 1e-6, torch.float64: 1e-12}

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from imix_aug import IMix
-from imix_aug._ops import mix
+from imix_aug._mixing import operators as mix
 
 SHAPES = [(5,), (6, 7), (4, 2, 9), (5, 3, 4, 6), (3, 2, 3, 4, 5)]
 

@@ -19,12 +19,12 @@ from imix_aug import (
     InputMix,
     NegativeQueue,
     VirtualLabels,
-    _ops,
     imix_byol_loss,
     imix_nce_loss,
     imix_ntxent_loss,
     imix_supcon_loss,
 )
+from imix_aug._cross_entropy import operator as _ops
 
 
 def labels_of(n):

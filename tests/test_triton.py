@@ -28,23 +28,23 @@ SWEEP = {"n": "i32", "m": "i32", "d": "i32", "query_stride": "i32", "key_stride"
 TILE = {"KEPT": 128, "SWEPT": 64, "WIDTH": 128, "SHIFT": 0, "EXCLUDED": 2, "PART_WIDTH": True}
 STRIDES = {"query_stride": "i32", "key_stride": "i32", "softmax_stride": "i32", "sums_stride": "i32"}
 KERNELS = {
-    "triton_sweep._sweep_keys": (
+    "_cross_entropy.triton_sweep._sweep_keys": (
         {"query": "*bf16", "key": "*bf16", "more": "*bf16", "excluded": "*i64", "lse": "*fp32", "grad": "*fp32"}
         | SWEEP
         | {"k": "i32", "more_stride": "i32"},
         TILE | {"PART_KEYS": True, "PART_MORE": False},
     ),
-    "triton_sweep._sweep_queries": (
+    "_cross_entropy.triton_sweep._sweep_queries": (
         {"query": "*fp16", "key": "*fp16", "excluded": "*i64", "lse": "*fp32", "grad": "*fp32"} | SWEEP,
         TILE | {"PART_ROWS": True, "weight": None, "scale": None},
     ),
-    "triton_blocks._logits_tile": (
+    "_cross_entropy.triton_blocks._logits_tile": (
         {"query": "*bf16", "key": "*bf16", "excluded": "*i64", "lse": "*fp32", "softmax": "*bf16"}
         | {"n": "i32", "m": "i32", "d": "i32", "first": "i32"}
         | STRIDES,
         {"weight": None, "sums": None, "ROWS": 64, "COLUMNS": 64, "DEPTH": 32, "PART_DEPTH": True, "EXCLUDED": 1},
     ),
-    "mix_triton._paste_block": (
+    "_mixing.triton._paste_block": (
         {"x": "*bf16", "partner": "*i64", "taken": "*i64", "given": "*i64", "result": "*bf16"}
         | {"lines": "i32", "lines_a_row": "i32", "height": "i32", "line": "i32"},
         {"LINES": 8, "COLUMNS": 256, "INNER": 3, "AXES": 2, "BOXES": True},
@@ -61,8 +61,8 @@ def test_kernels_compile_for_real_cards(kernel, capability):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    module, name = kernel.split(".")
-    function = getattr(importlib.import_module(f"imix_aug._ops.{module}"), name)
+    module, _, name = kernel.rpartition(".")
+    function = getattr(importlib.import_module(f"imix_aug.{module}"), name)
     types, constants = KERNELS[kernel]
     assert types.keys() | constants.keys() == set(function.arg_names)
     source = ASTSource(

@@ -12,8 +12,11 @@ import torch
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 
-from imix_aug._ops import mix_triton, reference, triton_blocks, triton_sweep  # noqa: E402
-from imix_aug._ops import triton as kernels  # noqa: E402
+import reference  # noqa: E402
+
+from imix_aug._cross_entropy import triton as kernels  # noqa: E402
+from imix_aug._cross_entropy import triton_blocks, triton_sweep  # noqa: E402
+from imix_aug._mixing import triton as mix_triton  # noqa: E402
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="run by test_triton.py")
 
@@ -212,7 +215,7 @@ def test_tiny_weights_survive_float16(small_tiles):
 
 
 def test_the_next_tile_is_taken_where_shared_memory_does_not_suffice():
-    from imix_aug._ops.triton_launch import first_that_fits
+    from imix_aug._triton_launch import first_that_fits
 
     tried = []
 

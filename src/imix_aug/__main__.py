@@ -7,7 +7,7 @@ import platform
 import torch
 
 import imix_aug
-from imix_aug import _ops
+from imix_aug._cross_entropy import operator as _ops
 
 _PACKAGES = ("torch", "triton", "numpy", "typing_extensions")
 

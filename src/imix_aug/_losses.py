@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from imix_aug import _check
-from imix_aug._distributed import Keys, choose_keys
+from imix_aug._keys.keys import Keys, choose_keys
 from imix_aug._labels import VirtualLabels
-from imix_aug._ops import node
-from imix_aug._ring import RingKeys
+from imix_aug._cross_entropy import node
+from imix_aug._keys.ring import RingKeys
 
 _REDUCTIONS = ("mean", "sum", "none")
 

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from imix_aug import _check, _draw
+from imix_aug import _check
 from imix_aug._labels import VirtualLabels
-from imix_aug._ops.mix import blend, paste
+from imix_aug._mixing import draw
+from imix_aug._mixing.operators import blend, paste
 
 Batch = TypeVar("Batch")
 
@@ -84,10 +85,10 @@ class IMix(nn.Module):
         sizes = _grid(leaves) if self.mode == "cutmix" else _continuous(leaves)
         if not self.training or self.alpha == (0.0, 0.0):
             return x, VirtualLabels.identity(n, device)
-        partner = _draw.partners(n, device, self.generator)
-        lam = _draw.shares(self.alpha, n if self.per_sample else 1, device, self.generator)
+        partner = draw.partners(n, device, self.generator)
+        lam = draw.shares(self.alpha, n if self.per_sample else 1, device, self.generator)
         if self.mode == "cutmix":
-            bounds, lam = _draw.boxes(lam, sizes, self.generator)
+            bounds, lam = draw.boxes(lam, sizes, self.generator)
             mixed = _map(lambda leaf: paste(leaf, partner, bounds), x)
         else:
             mixed = _map(lambda leaf: blend(leaf, partner, lam), x)
@@ -152,10 +153,10 @@ class InputMix(nn.Module):
         n, device = leaves[0].shape[0], leaves[0].device
         own = torch.zeros(self.num_aux + 1, device=device)
         own[0] = 1
-        weights = _draw.dirichlet(self.alpha, n, self.num_aux + 1, device, self.generator)
+        weights = draw.dirichlet(self.alpha, n, self.num_aux + 1, device, self.generator)
         weights = torch.lerp(weights, own, self.min_weight)
         # The rows stand on a random circle, and each takes those that follow it: all different, none itself.
-        circle = _draw.partners(n, device, self.generator)
+        circle = draw.partners(n, device, self.generator)
         others = [
             torch.empty_like(circle).scatter(0, circle, circle.roll(-step)) for step in range(1, self.num_aux + 1)
         ]

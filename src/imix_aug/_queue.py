@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from imix_aug import _check
-from imix_aug._distributed import gather_rows
+from imix_aug._keys.keys import gather_rows
 
 
 class NegativeQueue(nn.Module):

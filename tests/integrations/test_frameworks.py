@@ -75,7 +75,7 @@ def test_timms_mixup_of_a_batch_is_ours_with_its_partner(seed):
     data = pytest.importorskip("timm.data")
     import numpy as np
 
-    from imix_aug._ops.mix import blend
+    from imix_aug._mixing.operators import blend
 
     np.random.seed(seed)  # noqa: NPY002 (timm draws from it)
     x, classes = torch.rand(8, 3, 4, 4), torch.arange(8)

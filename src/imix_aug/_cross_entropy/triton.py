@@ -7,7 +7,7 @@ full precision, which Triton computes without the matrix units, go block by bloc
 import torch
 from torch import Tensor
 
-from imix_aug._ops import blocked, triton_blocks, triton_sweep
+from imix_aug._cross_entropy import blocked, triton_blocks, triton_sweep
 
 
 def forward(

@@ -8,9 +8,9 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.distributed import ProcessGroup
 
-from imix_aug import _ops
-from imix_aug._class_sums import class_sums, mean, with_ones
-from imix_aug._ring import RingKeys
+from imix_aug._cross_entropy import operator as _ops
+from imix_aug._keys.class_sums import class_sums, mean, with_ones
+from imix_aug._keys.ring import RingKeys
 
 # Above this many bytes of gathered keys, and as many of their gradients, the ring's second sweep is the lesser cost.
 RING_BYTES = 1 << 30

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from imix_aug._ops.triton_launch import on_device
+from imix_aug._triton_launch import on_device
 
 _PROGRAM_BYTES = 4096
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imix_aug._ops import blocked
-from imix_aug._ops.devices import runs_triton
+from imix_aug._cross_entropy import blocked
+from imix_aug._backend import runs_triton
 
 
 def _implementation(device: torch.device) -> ModuleType:
     if not runs_triton(device):
         return blocked
-    from imix_aug._ops import triton
+    from imix_aug._cross_entropy import triton
 
     return triton
 

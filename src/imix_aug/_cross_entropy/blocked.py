@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from imix_aug._ops.products import add_transposed_times, times_transposed
+from imix_aug._cross_entropy.products import add_transposed_times, times_transposed
 
 LOG2_E = math.log2(math.e)
 

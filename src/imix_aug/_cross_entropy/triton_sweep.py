@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from imix_aug._ops.triton_launch import first_that_fits, multiprocessors, on_device
+from imix_aug._triton_launch import first_that_fits, multiprocessors, on_device
 
 LOG2_E = tl.constexpr(math.log2(math.e))
 LN_2 = tl.constexpr(math.log(2))

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from imix_aug._labels import VirtualLabels
-from imix_aug._ops import _OnceDifferentiable, blocked
-from imix_aug._ops.products import add_transposed_times, times_transposed
+from imix_aug._cross_entropy import blocked
+from imix_aug._cross_entropy.operator import _OnceDifferentiable
+from imix_aug._cross_entropy.products import add_transposed_times, times_transposed
 
 # From so many products on, the processor's units for bfloat16, where it has them, outweigh what converting costs.
 MANY_PRODUCTS = 1 << 27

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imix_aug._ops.devices import runs_triton
+from imix_aug._backend import runs_triton
 
 # A block of rows and their partners, in float32, stay in a core's own cache until they are mixed.
 _BLOCK_BYTES = 1 << 20
@@ -45,7 +45,7 @@ def _blend(x: Tensor, partner: Tensor, own: Tensor, other: Tensor) -> Tensor:
     x = _dense(x)
     result = torch.empty_like(x)
     if runs_triton(x.device):
-        from imix_aug._ops import mix_triton
+        from imix_aug._mixing import triton as mix_triton
 
         mix_triton.blend(x, partner, own, other, result)
         return result
@@ -80,7 +80,7 @@ def _paste(x: Tensor, partner: Tensor, taken: Tensor, given: Tensor | None) -> T
     """Return x with zeros inside the boxes ``taken`` plus its partner inside ``given``, by default the same boxes."""
     x = _dense(x)
     if runs_triton(x.device):
-        from imix_aug._ops import mix_triton
+        from imix_aug._mixing import triton as mix_triton
 
         result = torch.empty_like(x)
         mix_triton.paste(x, partner, taken, given, result)

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.distributed.distributed_c10d import _resolve_process_group  # type: ignore[attr-defined]
 
-from imix_aug import _ops
-from imix_aug._class_sums import class_sums, mean, with_ones
+from imix_aug._cross_entropy import operator as _ops
+from imix_aug._keys.class_sums import class_sums, mean, with_ones
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Soft cross-entropy over many keys, whose logits are never stored."""
