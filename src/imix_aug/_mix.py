@@ -14,6 +14,7 @@ from imix_aug import _check
 from imix_aug._labels import VirtualLabels
 from imix_aug._mixing import draw
 from imix_aug._mixing.operators import blend, paste
+from imix_aug._types import Number
 
 Batch = TypeVar("Batch")
 
@@ -62,7 +63,7 @@ class IMix(nn.Module):
 
     def __init__(
         self,
-        alpha: float | tuple[float, float] = 1.0,
+        alpha: Number | tuple[Number, Number] = 1.0,
         mode: str = "mixup",
         *,
         per_sample: bool | None = None,
@@ -129,9 +130,9 @@ class InputMix(nn.Module):
     def __init__(
         self,
         num_aux: int = 1,
-        alpha: float = 1.0,
+        alpha: Number = 1.0,
         *,
-        min_weight: float = 0.5,
+        min_weight: Number = 0.5,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
