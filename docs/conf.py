@@ -35,5 +35,6 @@ pygments_dark_style = "github-dark"  # furo's own underlines names as if they we
 html_theme = "furo"
 html_title = f"imix-aug {release}"
 html_static_path = ["_static"]
+html_extra_path = ["llms.txt"]
 html_favicon = "_static/favicon.svg"
 html_css_files = ["custom.css"]

@@ -1,5 +1,6 @@
 """Every Python block of the documentation runs, page by page, from the top to the bottom."""
 
+import inspect
 import re
 import runpy
 from pathlib import Path
@@ -40,6 +41,19 @@ def test_the_readme_shows_the_lines_of_the_front_page():
     ]
     assert len(blocks[0]) == 1
     assert blocks[0] == blocks[1]
+
+
+CALL = re.compile(r"imix_(?:nce|ntxent|supcon|clip)_loss(\((?:[^()]|\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\))*\))")
+
+
+@pytest.mark.parametrize("page", [README, *PAGES], ids=lambda page: page.stem)
+def test_every_line_that_replaces_a_loss_names_its_temperature(page):
+    """The published losses have temperatures from 0.05 to 1; a default would be somebody else's."""
+    text = re.sub(r"^[+-]", "", page.read_text(), flags=re.MULTILINE)
+    blocks = re.findall(r"^```(?:python|diff)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    blocks += re.findall(r"^\|.*\|$", text, re.MULTILINE)
+    calls = [call for block in blocks for call in CALL.findall(block) if "label" in call or "virtual" in call]
+    assert [call for call in calls if "temperature=" not in call] == []
 
 
 def test_the_readme_links_to_what_is_there():
@@ -90,3 +104,13 @@ def test_every_public_name_is_in_the_reference():
 
     reference = (DOCS / "api.md").read_text()
     assert [name for name in imix_aug.__all__ if f":: {name}\n" not in reference] == []
+
+
+def test_every_public_name_and_argument_is_in_the_page_for_assistants():
+    import imix_aug
+
+    page = (DOCS / "llms.txt").read_text()
+    for name in imix_aug.__all__:
+        assert f"- {name}(" in page
+        for argument in inspect.signature(getattr(imix_aug, name)).parameters:
+            assert re.search(rf"\b{argument}\b", page), f"{name}({argument}=)"

@@ -18,7 +18,7 @@ def main(steps: int = 200) -> list[float]:
     for view_1, view_2 in two_views(steps):
         x, labels = imix(view_1.to(accelerator.device))  # i-Mix
         key = net(view_2.to(accelerator.device))
-        loss = imix_nce_loss(net(x), key, labels, gather_distributed=True)  # i-Mix
+        loss = imix_nce_loss(net(x), key, labels, temperature=0.2, gather_distributed=True)  # i-Mix
         accelerator.backward(loss)
         optimizer.step()
         optimizer.zero_grad()

@@ -58,7 +58,7 @@ def main(steps: int = 200) -> list[float]:
     losses = []
     for view_1, view_2 in two_views(steps):
         x, labels = imix(net.embed(view_1))  # i-Mix: a dict in, a dict out
-        loss = imix_nce_loss(net(x), net(net.embed(view_2)), labels)  # i-Mix
+        loss = imix_nce_loss(net(x), net(net.embed(view_2)), labels, temperature=0.2)  # i-Mix
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -21,7 +21,7 @@ class Contrastive(nn.Module):
     def forward(self, view_1: Tensor, view_2: Tensor) -> dict[str, Tensor]:
         x, labels = self.imix(view_1)  # i-Mix
         key = self.net(view_2)
-        return {"loss": imix_nce_loss(self.net(x), key, labels), "embeddings": key}  # i-Mix
+        return {"loss": imix_nce_loss(self.net(x), key, labels, temperature=0.2), "embeddings": key}  # i-Mix
 
 
 class TwoViews(torch.utils.data.Dataset[dict[str, Tensor]]):

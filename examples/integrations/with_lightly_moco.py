@@ -24,7 +24,7 @@ def main(steps: int = 200) -> list[float]:
         update_momentum(net, momentum_net, m=0.99)
         x, labels = imix(view_1)  # i-Mix
         key = nn.functional.normalize(momentum_net(view_2))
-        loss = imix_nce_loss(net(x), key, labels, negatives=queue.negatives)  # i-Mix
+        loss = imix_nce_loss(net(x), key, labels, temperature=0.2, negatives=queue.negatives)  # i-Mix
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -23,7 +23,7 @@ class Contrastive(pl.LightningModule):
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         view_1, view_2 = view(batch[0]), view(batch[0])
         x, labels = self.imix(view_1)  # i-Mix
-        loss = imix_nce_loss(self.net(x), self.net(view_2), labels, gather_distributed=True)  # i-Mix
+        loss = imix_nce_loss(self.net(x), self.net(view_2), labels, temperature=0.2, gather_distributed=True)  # i-Mix
         self.log("loss", loss, prog_bar=True)
         return loss
 

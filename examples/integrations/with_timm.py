@@ -19,7 +19,7 @@ def main(steps: int = 20, model: str = "test_resnet") -> tuple[list[float], list
     pretraining = []
     for view_1, view_2 in two_views(steps):
         x, labels = imix(large(view_1))  # i-Mix
-        loss = imix_nce_loss(head(net(x)), head(net(large(view_2))), labels)  # i-Mix
+        loss = imix_nce_loss(head(net(x)), head(net(large(view_2))), labels, temperature=0.2)  # i-Mix
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -53,7 +53,7 @@ def main(steps: int = 100) -> list[float]:
     losses = []
     for view_1, view_2 in two_views(steps):
         h, labels = imix(encode(view_1))  # i-Mix: graph vectors, (N, D)
-        loss = imix_nce_loss(project(h), project(encode(view_2)), labels)  # i-Mix
+        loss = imix_nce_loss(project(h), project(encode(view_2)), labels, temperature=0.2)  # i-Mix
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

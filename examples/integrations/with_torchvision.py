@@ -34,7 +34,7 @@ def pretrain(net: torch.nn.Module, epochs: int) -> list[float]:
     for _ in range(epochs):
         for view_1, view_2 in loader:
             x, labels = imix(view_1)  # i-Mix
-            loss = imix_nce_loss(net(x), net(view_2), labels)  # i-Mix
+            loss = imix_nce_loss(net(x), net(view_2), labels, temperature=0.2)  # i-Mix
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

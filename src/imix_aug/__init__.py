@@ -2,9 +2,9 @@
 
 Three lines turn a contrastive training loop into i-Mix (Lee et al., ICLR 2021, arXiv 2010.08887)::
 
-    imix = IMix(alpha=1.0)                                # once, where the transforms are built
-    x, labels = imix(view_1)                              # mix one view, keep its virtual labels
-    loss = imix_nce_loss(net(x), net(view_2), labels)     # contrast it with the other view
+    imix = IMix(alpha=1.0)  # once, where the transforms are built
+    x, labels = imix(view_1)  # mix one view, keep its virtual labels
+    loss = imix_nce_loss(net(x), net(view_2), labels, temperature=0.2)  # contrast it with the other view
 
 Mixing
     ``IMix``, ``InputMix``, ``VirtualLabels``

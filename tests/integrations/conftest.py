@@ -31,3 +31,11 @@ def pair() -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     a = torch.randn(9, 6, generator=generator, dtype=torch.float64)
     return a, a + torch.randn(9, 6, generator=generator, dtype=torch.float64)
+
+
+@pytest.fixture
+def double():
+    """Whatever is made without a dtype is float64."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
