@@ -96,3 +96,21 @@ REFUSED = [
 def test_refusals(call, error, message):
     with pytest.raises(error, match=f"^{message}"):
         call()
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_enqueueing_before_the_backward_pass_changes_no_gradient(normalize, reduction):
+    gradients = []
+    for early in (False, True):
+        generator = torch.Generator().manual_seed(0)
+        query, key = (torch.randn(8, 4, generator=generator).requires_grad_() for _ in range(2))
+        queue = NegativeQueue(16, 4)
+        queue.enqueue(torch.randn(16, 4, generator=generator))
+        loss = imix_nce_loss(
+            query, key, temperature=0.2, negatives=queue.negatives, normalize=normalize, reduction=reduction
+        )
+        if early:
+            queue.enqueue(torch.randn(16, 4, generator=generator))
+        gradients.append(torch.autograd.grad(loss.sum(), (query, key)))
+    torch.testing.assert_close(*gradients, rtol=0, atol=0)

@@ -141,7 +141,7 @@ class SimSiam(Method):
         with torch.no_grad():
             target = self.net(view_2)
         query, labels = self.query(view_1, imix)
-        return imix_byol_loss(self.predictor(query), target, labels)
+        return imix_byol_loss(self.predictor(query), target, labels) / 2  # 1 - cos: the published rate is for - cos
 
 
 METHODS = {"npair": NPair, "simclr": SimCLR, "moco": MoCo, "byol": BYOL, "simsiam": SimSiam, "supcon": SupCon}

@@ -1,8 +1,7 @@
-"""The official MoCo script's loss, a cross-entropy over logits, with i-Mix.
+"""The official MoCo script with i-Mix: the builder mixes the queries and returns the loss beside its logits.
 
-MoCo's builder lines up the logits as (N, 1 + K): a row's own key, then the queue. A mixed row has two positives, and
-the second is another row's key, so the logits become (N, N + K): all keys of the batch, then the queue. Column j
-belongs to row j, which is what `on="logits"` wants.
+The logits (N, 1 + K), a row's own key first, have no column for a mixed row's second positive, its partner's key. They
+stay for the accuracy line; the loss has all keys of the batch as columns, then the queue.
 """
 
 import copy
@@ -11,7 +10,7 @@ import torch
 from digits import encoder, two_views
 from torch import Tensor, nn
 
-from imix_aug import IMix, IMixLoss
+from imix_aug import IMix, imix_nce_loss
 
 
 class MoCo(nn.Module):
@@ -24,33 +23,40 @@ class MoCo(nn.Module):
         self.encoder_k = copy.deepcopy(self.encoder_q).requires_grad_(False)
         self.register_buffer("queue", nn.functional.normalize(torch.randn(dim, K), dim=0))
         self.queue_ptr = 0
+        self.imix = IMix(alpha=1.0)  # i-Mix
 
-    def forward(self, im_q: Tensor, im_k: Tensor) -> Tensor:
+    def forward(self, im_q: Tensor, im_k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        im_q, virtual = self.imix(im_q)  # i-Mix
         q = nn.functional.normalize(self.encoder_q(im_q), dim=1)
         with torch.no_grad():
             for own, moving in zip(self.encoder_q.parameters(), self.encoder_k.parameters(), strict=True):
                 moving.lerp_(own, 1 - self.m)
             k = nn.functional.normalize(self.encoder_k(im_k), dim=1)
-        logits = q @ torch.cat([k.T, self.queue.clone()], dim=1) / self.T  # i-Mix: was cat([l_pos, l_neg], dim=1)
+        queue = self.queue.clone()  # it changes below, before the backward pass
+        logits = torch.cat([(q * k).sum(dim=1, keepdim=True), q @ queue], dim=1) / self.T
+        labels = torch.zeros(len(q), dtype=torch.long)
+        loss = imix_nce_loss(q, k, virtual, temperature=self.T, negatives=queue.T)  # i-Mix
         self.queue[:, self.queue_ptr : self.queue_ptr + len(k)] = k.T
         self.queue_ptr = (self.queue_ptr + len(k)) % self.queue.shape[1]
-        return logits
+        return logits, labels, loss  # i-Mix: was logits, labels
 
 
 def main(steps: int = 200) -> list[float]:
     """Train; return the losses of all steps."""
     model = MoCo()
     optimizer = torch.optim.SGD(model.encoder_q.parameters(), lr=0.06, momentum=0.9)
-    imix = IMix(alpha=1.0)  # i-Mix
-    criterion = IMixLoss(nn.CrossEntropyLoss(), on="logits")  # i-Mix
     losses = []
-    for view_1, view_2 in two_views(steps):
-        x, labels = imix(view_1)  # i-Mix
-        loss = criterion(model(im_q=x, im_k=view_2), labels)  # i-Mix: was criterion(output, target)
+    for step, (view_1, view_2) in enumerate(two_views(steps)):
+        output, target, loss = model(
+            im_q=view_1, im_k=view_2
+        )  # i-Mix: was output, target; then criterion(output, target)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
+        if step % 50 == 0:
+            own_key_first = (output.argmax(dim=1) == target).float().mean()
+            print(f"step {step}: a mixed row's own key comes first in {own_key_first:.0%}")
     return losses
 
 

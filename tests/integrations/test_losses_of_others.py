@@ -129,14 +129,18 @@ def test_official_moco(script):
     assert falls(losses, start=10), losses
 
 
-def test_official_moco_logits_are_nces_with_negatives(script):
-    module = script("with_official_moco")
-    model = module.MoCo(dim=8, K=16)
-    images = torch.rand(5, 1, 8, 8)
+def test_official_moco_by_hand(script):
+    """The loss is over the batch's keys, then the queue; the logits stay MoCo's own."""
+    model = script("with_official_moco").MoCo(dim=8, K=16)
+    images, queue = torch.rand(5, 1, 8, 8), model.queue.clone()
+    torch.manual_seed(3)
+    logits, target, loss = model(im_q=images, im_k=images)
+    torch.manual_seed(3)
     x, labels = IMix()(images)
-    queue = model.queue.T.clone()
-    logits = model(im_q=x, im_k=images)
-    by_logits = IMixLoss(torch.nn.CrossEntropyLoss(), on="logits")(logits, labels)
-    ours = imix_nce_loss(model.encoder_q(x), model.encoder_k(images), labels, temperature=model.T, negatives=queue)
-    torch.testing.assert_close(by_logits, ours)
-    torch.testing.assert_close(F.cross_entropy(logits, labels.dense(logits.shape[1])), ours)
+    query, key = (
+        F.normalize(encode(each), dim=1) for encode, each in ((model.encoder_q, x), (model.encoder_k, images))
+    )
+    columns = query @ torch.cat([key.T, queue], dim=1) / model.T
+    torch.testing.assert_close(loss, F.cross_entropy(columns, labels.dense(5 + 16)))
+    torch.testing.assert_close(logits, torch.cat([columns[:, :5].diag()[:, None], columns[:, 5:]], dim=1))
+    assert target.eq(0).all()
