@@ -108,7 +108,7 @@ class MoCo(Method):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        # Not earlier: the backward pass of the loss still needs the old rows.
+        # Not before the loss: these keys are its positives.
         self.queue.enqueue(self._keys, gather_distributed=self.contrast["gather_distributed"])
         self._move(list(self.key_net.parameters()), list(self.net.parameters()), None)
 
