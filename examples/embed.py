@@ -15,11 +15,13 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from common.checkpoint import write_atomically
-from common.cli import one_line_errors, pick_device
-from common.evaluate import extract_features
-from common.plots import draw_map
-from common.saved import add_options, open_run
+from runner.device import pick_device
+from runner.errors import one_line_errors
+from runner.evaluate import extract_features
+from runner.options import add_saved_options
+from runner.report.plots import draw_map
+from runner.state.files import write_atomically
+from runner.state.saved import open_run
 from sklearn.manifold import TSNE
 
 MAPPED = 2000  # more rows are no clearer, and t-SNE takes its time
@@ -28,7 +30,7 @@ MAPPED = 2000  # more rows are no clearer, and t-SNE takes its time
 def main(argv: list[str] | None = None) -> None:
     """Embed and write."""
     parser = argparse.ArgumentParser(prog="embed.py", description="Write the features or weights of a saved encoder.")
-    add_options(parser)
+    add_saved_options(parser)
     parser.add_argument("--out", type=Path, metavar="FILE", help="features, labels and split: .npz or .parquet")
     parser.add_argument(
         "--map", type=Path, metavar="FILE", help="a picture: test features in two dimensions (t-SNE), as PNG"
@@ -40,7 +42,9 @@ def main(argv: list[str] | None = None) -> None:
     if args.out and args.out.suffix not in (".npz", ".parquet"):
         parser.error(f"--out {args.out}: wanted a name that ends with .npz or .parquet")
     with one_line_errors():
-        encoder, data, to_input = open_run(args, pick_device(args.device))
+        device = pick_device(args.device)
+        encoder, task = open_run(args.checkpoint, device, data=args.data, label=args.label, root=args.data_root)
+        data, to_input = task.data, task.to_input
         if args.weights:
             weights = {name: weight.cpu() for name, weight in encoder.state_dict().items()}
             write_atomically(args.weights, lambda file: torch.save(weights, file))

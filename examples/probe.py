@@ -16,11 +16,13 @@ from statistics import mean
 
 import torch
 import torch.nn.functional as F
-from common.checkpoint import write_atomically
-from common.cli import one_line_errors, pick_device
-from common.dataset import Dataset
-from common.evaluate import extract_features, linear_probe, nearest_neighbours
-from common.saved import add_options, open_run
+from runner.data.dataset import Dataset
+from runner.device import pick_device
+from runner.errors import one_line_errors
+from runner.evaluate import extract_features, linear_probe, nearest_neighbours
+from runner.options import add_saved_options
+from runner.state.files import write_text
+from runner.state.saved import open_run
 from torch import Tensor, nn
 
 
@@ -61,7 +63,7 @@ def fine_tune(
 def main(argv: list[str] | None = None) -> None:
     """Probe and report."""
     parser = argparse.ArgumentParser(prog="probe.py", description="What the features of a saved encoder are worth.")
-    add_options(parser)
+    add_saved_options(parser)
     parser.add_argument(
         "--labels", nargs="+", type=float, default=[0.01, 0.1, 1.0], metavar="SHARE", help="of the labels"
     )
@@ -75,7 +77,8 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"--labels {args.labels}: wanted shares between 0 and 1")
     with one_line_errors():
         device = pick_device(args.device)
-        encoder, data, to_input = open_run(args, device)
+        encoder, task = open_run(args.checkpoint, device, data=args.data, label=args.label, root=args.data_root)
+        data, to_input = task.data, task.to_input
         train = extract_features(encoder, data.train_x, to_input)
         test = extract_features(encoder, data.test_x, to_input)
         found = {"knn_accuracy": nearest_neighbours(train, data.train_y, test, data.test_y), "labels": {}}
@@ -92,7 +95,7 @@ def main(argv: list[str] | None = None) -> None:
             found["labels"][str(share)] = cell
         if args.out:
             text = json.dumps({"checkpoint": str(args.checkpoint), "data": data.name, **found}, indent=2) + "\n"
-            write_atomically(args.out, lambda file: file.write(text.encode()))
+            write_text(args.out, text)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ python examples/reproduce.py transfer --rows cifar10-npair --to cifar100
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
 import shlex
@@ -19,14 +18,15 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from common.checkpoint import write_atomically
-from common.cli import one_line_errors, pick_device
-from common.dataset import DataError
-from common.distributed import is_main, meet
-from common.evaluate import evaluate
-from common.paper import METHOD_NAMES, MIXES, SCALES, TABLES, Row, recipe
-from common.plots import draw_against, draw_beside
-from common.saved import open_run
+from runner.device import pick_device
+from runner.errors import Refused, one_line_errors
+from runner.evaluate import evaluate
+from runner.paper import METHOD_NAMES, MIXES, SCALES, TABLES, Row, recipe
+from runner.ranks import barrier, is_main
+from runner.report.plots import draw_against, draw_beside
+from runner.run import compare, parse, prepare
+from runner.state.files import write_text
+from runner.state.saved import DOMAINS, open_run
 from sklearn.datasets import get_data_home
 
 # Where each named data set lies once it has been downloaded; {root} is --data-root.
@@ -86,7 +86,7 @@ def table(args: argparse.Namespace) -> None:
 def transfer(args: argparse.Namespace) -> None:
     """Pretrain on the data of a row of Table 1, probe on other data of the same domain."""
     if not args.to:
-        raise DataError("transfer: name the data to probe with --to")
+        raise Refused("transfer: name the data to probe with --to")
     folder, title = args.out / f"transfer-{args.scale}", _title(args, "Transfer")
     lines: list[dict[str, Any]] = []
     for row in _choose(TABLES["1"], args.rows or ["cifar10-npair"]):
@@ -106,30 +106,26 @@ def _probe_elsewhere(args: argparse.Namespace, row: Row, folder: Path, mix: str)
     found = []
     for seed in range(args.seeds):
         _require(args, args.to)
-        saved = argparse.Namespace(
-            checkpoint=folder / "runs" / f"{row.method}-{mix}-seed{seed}" / "checkpoint.pt",
-            data=args.path.get(args.to, args.to),
-            data_root=args.data_root,
-            label=None,
-        )
-        encoder, data, to_input = open_run(saved, pick_device(args.device))
-        found.append(100 * evaluate(encoder, data, to_input)["probe_accuracy"])
+        checkpoint = folder / "runs" / f"{row.method}-{mix}-seed{seed}" / "checkpoint.pt"
+        data = args.path.get(args.to, args.to)
+        encoder, task = open_run(checkpoint, pick_device(args.device), data=data, root=args.data_root)
+        found.append(100 * evaluate(encoder, task.data, task.to_input)["probe_accuracy"])
     return found
 
 
 def ablation(args: argparse.Namespace) -> None:
     """One quantity, several values: accuracy without and with i-Mix against it."""
     if not args.over:
-        raise DataError(f"ablation: say over what with --over; known are {', '.join(OVER)}")
+        raise Refused(f"ablation: say over what with --over; known are {', '.join(OVER)}")
     option, values, domains = OVER[args.over]
     default = "covtype-moco" if args.over == "queue" else "covtype-npair"
     row, *more = _choose(TABLES["1"], args.rows or [default])
     if more:
-        raise DataError("ablation: wanted one of --rows")
+        raise Refused("ablation: wanted one of --rows")
     if row.domain not in domains:
-        raise DataError(f"--over {args.over}: {row.data} has no such thing; give --rows one of {' or '.join(domains)}")
+        raise Refused(f"--over {args.over}: {row.data} has no such thing; give --rows one of {' or '.join(domains)}")
     if args.over == "queue" and row.method != "moco":
-        raise DataError(f"--over queue: {METHOD_NAMES[row.method]} has none; give --rows one with moco")
+        raise Refused(f"--over queue: {METHOD_NAMES[row.method]} has none; give --rows one with moco")
     folder = args.out / f"ablation-{args.over}-{row.name}-{args.scale}"
     title = _title(args, f"{row.name} over {args.over}")
     lines: list[dict[str, Any]] = []
@@ -166,19 +162,17 @@ def run(args: argparse.Namespace, row: Row, folder: Path, options: list[str]) ->
     is_same = kept.exists() and kept.read_text() == command
     found = _finished(folder) if is_same else {}
     if not set(range(args.seeds)) <= found.keys():
-        script = importlib.import_module(row.domain)
-        meet()
+        domain = DOMAINS[row.domain]
+        barrier()
         if is_main():
             print(f"\npython examples/{row.domain}.py {shlex.join(options)} --seeds {args.seeds}", flush=True)
         try:
-            script.main([*options, "--seeds", str(args.seeds), "--device", args.device])
-        except SystemExit as end:
-            if isinstance(end.__context__, KeyboardInterrupt):
-                raise
-            raise CannotRun(str(end.code).removeprefix("error: ")) from end
+            compare(*prepare(domain, parse(domain, [*options, "--seeds", str(args.seeds), "--device", args.device])))
+        except Refused as why:
+            raise CannotRun(str(why)) from why
         if is_main():
-            write_atomically(kept, lambda file: file.write(command.encode()))
-        meet()
+            write_text(kept, command)
+        barrier()
         found = _finished(folder)
     return [100 * found[seed] for seed in range(args.seeds)]
 
@@ -222,7 +216,7 @@ def _choose(rows: list[Row], names: Iterable[str] | None) -> list[Row]:
     known = {row.name: row for row in rows}
     unknown = [name for name in names or () if name not in known]
     if unknown:
-        raise DataError(f"--rows {unknown[0]}: no such row; known are {', '.join(known)}")
+        raise Refused(f"--rows {unknown[0]}: no such row; known are {', '.join(known)}")
     return [known[name] for name in names] if names else rows
 
 
@@ -234,10 +228,9 @@ def _title(args: argparse.Namespace, subject: str) -> str:
 def _write(folder: Path, title: str, lines: list[dict[str, Any]]) -> None:
     if not is_main():
         return
-    text = json.dumps({"title": title, "rows": lines}, indent=2) + "\n"
-    write_atomically(folder / "report.json", lambda file: file.write(text.encode()))
+    write_text(folder / "report.json", json.dumps({"title": title, "rows": lines}, indent=2) + "\n")
     page = f"# {title}\n\nLinear probe, test accuracy in percent.\n\n{_markdown(lines)}\n"
-    write_atomically(folder / "report.md", lambda file: file.write(page.encode()))
+    write_text(folder / "report.md", page)
 
 
 def _finish(folder: Path, title: str, lines: list[dict[str, Any]], draw: Callable[..., None] = draw_beside) -> None:
@@ -253,14 +246,14 @@ def _finish(folder: Path, title: str, lines: list[dict[str, Any]], draw: Callabl
 def _markdown(lines: list[dict[str, Any]]) -> str:
     rows = ["| row | without | with i-Mix | gain | published without | with | seeds |", "| --- " * 7 + "|"]
     for line in lines:
-        said = [f"{line['published'][mix]:.1f}" if line["published"][mix] else "-" for mix in MIXES]
+        published = [f"{line['published'][mix]:.1f}" if line["published"][mix] else "-" for mix in MIXES]
         if "cannot" in line:
-            rows.append(f"| {line['row']} | not run: {line['cannot']} | | | {said[0]} | {said[1]} | |")
+            rows.append(f"| {line['row']} | not run: {line['cannot']} | | | {published[0]} | {published[1]} | |")
             continue
         found = [line["found"][mix] for mix in MIXES]
         cells = [f"{mean(one):.2f}" + (f" +- {stdev(one):.2f}" if len(one) > 1 else "") for one in found]
         gain = mean(found[1]) - mean(found[0])
-        rows.append(f"| {' | '.join([line['row'], *cells, f'{gain:+.2f}', *said, str(len(found[0]))])} |")
+        rows.append(f"| {' | '.join([line['row'], *cells, f'{gain:+.2f}', *published, str(len(found[0]))])} |")
     return "\n".join(rows)
 
 

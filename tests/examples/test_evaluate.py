@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from common.evaluate import extract_features, fit_logistic, linear_probe, nearest_neighbours
+from runner.evaluate import extract_features, fit_logistic, linear_probe, nearest_neighbours
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from torch import nn

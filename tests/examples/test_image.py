@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from common.dataset import DataError
-from common.encoders import build_resnet
-from common.image_augment import SimCLRAugment, crop_and_flip, luminance, rotate_hue
-from common.image_data import load_image
 from PIL import Image
+from runner.augment.image import SimCLRAugment, crop_and_flip, luminance, rotate_hue
+from runner.data.image import load_image
+from runner.encoders import build_resnet
+from runner.errors import Refused
 from torchvision.transforms.v2.functional import rgb_to_grayscale
 
 TINY = ("--epochs", 1, "--batch-size", 256, "--seeds", 1, "--width", 2)
@@ -95,7 +95,7 @@ def test_cifar_in_its_published_format(tmp_path, monkeypatch, runs, name):
 
 def test_refusals_name_what_is_wrong(tmp_path, photos, refusal):
     def error(folder):
-        with pytest.raises(DataError) as refused:
+        with pytest.raises(Refused) as refused:
             load_image(str(folder))
         return str(refused.value)
 

@@ -1,31 +1,18 @@
-import argparse
-
 import pytest
 import tabular
 import torch
 import torch.nn.functional as F
-from common.encoders import SmallCNN, TabularMLP
-from common.manifold import mixing_at
-from common.methods import METHODS, build_method
+from runner.encoders import SmallCNN, TabularMLP
+from runner.manifold import mixing_at
+from runner.methods import METHODS, build_method
 from torch import nn
 
 from imix_aug import IMix
 
 
-def options(**changes):
-    plain = {
-        "method": "npair",
-        "temperature": 0.2,
-        "queue": 64,
-        "momentum": 0.9,
-        "mix_at": None,
-        "compile": False,
-        "ranks": 1,
-        "bn": "local",
-        "projection_bn": "hidden",
-        "prediction_bn": "hidden",
-    }
-    return argparse.Namespace(**{**plain, "device": torch.device("cpu"), **changes})
+def build(method, encoder, **changes):
+    plain = {"temperature": 0.2, "queue": 64, "momentum": 0.9, "prediction_bn": "hidden"}
+    return build_method(method, encoder, **{**plain, **changes})
 
 
 @pytest.fixture
@@ -64,7 +51,7 @@ def test_an_unknown_layer_is_refused_with_those_there_are(refusal):
 @pytest.mark.parametrize("method", list(METHODS))
 @pytest.mark.parametrize("imix", [None, IMix()])
 def test_every_parameter_learns_and_no_other_does(views, method, imix):
-    built = build_method(options(method=method), TabularMLP((6,), 1))
+    built = build(method, TabularMLP((6,), 1))
     classes = torch.arange(16) % 3
     built(*views, imix, classes).backward()
     built.after_step()
@@ -75,14 +62,14 @@ def test_every_parameter_learns_and_no_other_does(views, method, imix):
 
 
 def test_npair_without_mixing_is_cross_entropy(views):
-    method = build_method(options(), TabularMLP((6,), 1)).eval()
+    method = build("npair", TabularMLP((6,), 1)).eval()
     query, key = (F.normalize(method.net(view)) for view in views)
     expected = F.cross_entropy(query @ key.T / 0.2, torch.arange(16))
     torch.testing.assert_close(method(*views, None, None), expected)
 
 
 def test_moco_without_mixing_sees_its_own_key_and_the_queue(views):
-    method = build_method(options(method="moco"), TabularMLP((6,), 1)).eval()
+    method = build("moco", TabularMLP((6,), 1)).eval()
     method(*views, None, None)
     method.after_step()
     old = F.normalize(method.key_net(views[1]))
@@ -94,7 +81,7 @@ def test_moco_without_mixing_sees_its_own_key_and_the_queue(views):
 
 @pytest.mark.parametrize("method", ["moco", "byol"])
 def test_the_copy_follows_with_momentum(views, method):
-    built = build_method(options(method=method), TabularMLP((6,), 1))
+    built = build(method, TabularMLP((6,), 1))
     copy = built.key_net if method == "moco" else built.target_net
     before = [p.clone() for p in copy.parameters()]
     built(*views, None, None).backward()

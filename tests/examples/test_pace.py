@@ -1,9 +1,9 @@
 """How fast a run goes: against a clock that the test moves by hand."""
 
-import common.pace
 import pytest
+import runner.pace
 import torch
-from common.pace import Pace
+from runner.pace import Pace
 from torch import nn
 
 
@@ -11,8 +11,8 @@ from torch import nn
 def clock(monkeypatch):
     """Seconds since the start, and seconds of them on the CPU."""
     now = {"wall": 0.0, "cpu": 0.0}
-    monkeypatch.setattr(common.pace.time, "perf_counter", lambda: now["wall"])
-    monkeypatch.setattr(common.pace.time, "process_time", lambda: now["cpu"])
+    monkeypatch.setattr(runner.pace.time, "perf_counter", lambda: now["wall"])
+    monkeypatch.setattr(runner.pace.time, "process_time", lambda: now["cpu"])
     return now
 
 

@@ -5,12 +5,14 @@ import multiprocessing
 import os
 import socket
 
-import common.methods
 import pytest
+import runner.domains.tabular
+import runner.methods
+import runner.run
 import tabular
 import torch
-from common.encoders import TabularMLP
-from common.loop import Loop
+from runner.encoders import TabularMLP
+from runner.steps import Steps
 from torch import nn
 
 from imix_aug import VirtualLabels
@@ -56,11 +58,11 @@ def train(rank, ranks, port, options, plain, stop_at):
         where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks}
         os.environ.update({key: str(value) for key, value in where.items()})
     if plain:
-        tabular.TabularMLP = Plain
-        tabular.build_mix = lambda mix, alpha: None if mix == "none" else Halves(2 // ranks)
-        common.methods.head = lambda inputs, hidden, outputs, norm: nn.Linear(inputs, outputs)
+        runner.domains.tabular.TabularMLP = Plain
+        runner.run.build_mix = lambda mix, *_, **__: None if mix == "none" else Halves(2 // ranks)
+        runner.methods.head = lambda inputs, hidden, outputs, norm: nn.Linear(inputs, outputs)
     if stop_at:
-        record, steps = Loop.record, []
+        record, steps = Steps.record, []
 
         def stop(loop, loss):
             record(loop, loss)
@@ -68,7 +70,7 @@ def train(rank, ranks, port, options, plain, stop_at):
             if len(steps) == stop_at:
                 os._exit(3)
 
-        Loop.record = stop
+        Steps.record = stop
     tabular.main([*SIZE, *options])
 
 

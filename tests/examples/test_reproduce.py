@@ -1,16 +1,15 @@
+import importlib
 import json
 
-import image
 import numpy as np
 import pandas as pd
 import pytest
 import reproduce
-import speech
-import tabular
+import runner.run
 import torch
-from common.dataset import Dataset
-from common.paper import SCALES, TABLES, recipe
-from common.speech_data import SpeechDataset
+from runner.data.dataset import Dataset
+from runner.data.speech import SpeechDataset
+from runner.paper import SCALES, TABLES, recipe
 
 ROWS = [row for rows in TABLES.values() for row in rows if not row.cannot]
 
@@ -23,23 +22,24 @@ class Reached(Exception):
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.table}-{row.name}")
 def test_the_scripts_take_every_recipe(monkeypatch, tmp_path, row, scale):
     y = torch.arange(40_000) % 2
-    kind, x, names = {
-        "image": (Dataset, torch.zeros(40_000, 3, 1, 1, dtype=torch.uint8), (image, "load_image")),
-        "speech": (SpeechDataset, torch.zeros(40_000, 1), (speech, "load_speech")),
-        "tabular": (Dataset, torch.zeros(40_000, 54), (tabular, "load_tabular")),
+    kind, x, load = {
+        "image": (Dataset, torch.zeros(40_000, 3, 1, 1, dtype=torch.uint8), "runner.domains.image.load_image"),
+        "speech": (SpeechDataset, torch.zeros(40_000, 1), "runner.domains.speech.load_speech"),
+        "tabular": (Dataset, torch.zeros(40_000, 54), "runner.domains.tabular.load_tabular"),
     }[row.domain]
-    monkeypatch.setattr(*names, lambda *_, **__: kind(row.data, x, y, x, y, ["a", "b"]))
-    monkeypatch.setattr(speech, "spectrograms", lambda clips, _: clips)
+    monkeypatch.setattr(load, lambda *_, **__: kind(row.data, x, y, x, y, ["a", "b"]))
+    monkeypatch.setattr("runner.domains.speech.spectrograms", lambda clips, _: clips)
     seen = []
 
-    def stop(args, *_):
-        seen.append(args)
+    def stop(experiment, *_):
+        seen.append(experiment.settings)
         raise Reached
 
-    monkeypatch.setattr(names[0], "pretrain", stop)
+    monkeypatch.setattr("runner.run.pretrain", stop)
+    script = importlib.import_module(row.domain)
     for mix in ("none", "mixup"):
         with pytest.raises(Reached):
-            names[0].main([*recipe(row, mix, scale), "--data", row.data, "--device", "cpu", "--out", str(tmp_path)])
+            script.main([*recipe(row, mix, scale), "--data", row.data, "--device", "cpu", "--out", str(tmp_path)])
     plain, mixed = seen
     assert plain.batch_size == mixed.batch_size == (512 if row.domain == "tabular" else 256)
     assert plain.augment == ("none" if row.table == "3" else "default")
@@ -80,17 +80,22 @@ def test_a_table_beside_the_published_figures(tmp_path, report, monkeypatch, cap
     assert row in (tmp_path / "out" / "table1-cpu" / "report.md").read_text()
     assert (tmp_path / "out" / "table1-cpu" / "report.png").read_bytes().startswith(b"\x89PNG")
 
-    monkeypatch.setattr(tabular, "pretrain", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(runner.run, "pretrain", lambda *_: pytest.fail("trained again"))
     assert report("table1-cpu", *options)[0] == forests
 
 
 def test_an_ablation_trains_what_does_not_vary_once(tmp_path, report, monkeypatch):
     trained = []
-    pretrain = tabular.pretrain
-    monkeypatch.setattr(tabular, "pretrain", lambda args, *rest: trained.append(args) or pretrain(args, *rest))
+    pretrain = runner.run.pretrain
+
+    def note(experiment, *rest):
+        trained.append((experiment.mix, experiment.settings.alpha))
+        return pretrain(experiment, *rest)
+
+    monkeypatch.setattr(runner.run, "pretrain", note)
     options = ("ablation", "--over", "alpha", "--values", "1", "3", "--path", forest(tmp_path / "cover.csv", 800))
     one, three = report("ablation-alpha-covtype-npair-cpu", *options)
-    assert [(args.mix, args.alpha) for args in trained] == [(["none"], 2.0), (["mixup"], 1.0), (["mixup"], 3.0)]
+    assert trained == [("none", 2.0), ("mixup", 1.0), ("mixup", 3.0)]
     assert (one["value"], three["value"]) == ("1", "3")
     assert one["found"]["none"] == three["found"]["none"]
 

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 import tabular
 import torch
-from common.checkpoint import write_atomically
-from common.loop import Loop
+from runner.state.files import write_atomically
+from runner.steps import Steps
 
 SHORT = ("--mix", "mixup", "--epochs", "4", "--batch-size", "128", "--seeds", "1", "--width", "1")
 
@@ -73,7 +73,7 @@ def test_killed_ends_with_the_same_bits(tmp_path, runs, times):
 
 def test_a_finished_run_is_not_trained_again(tmp_path, runs, monkeypatch):
     first = runs(tabular, *SHORT)
-    monkeypatch.setattr(Loop, "record", lambda *_: pytest.fail("trained a step"))
+    monkeypatch.setattr(Steps, "record", lambda *_: pytest.fail("trained a step"))
     again = runs(tabular, *SHORT)
     assert again[0]["metrics"] == first[0]["metrics"]
     assert again[0]["seconds"] == first[0]["seconds"]

@@ -10,8 +10,8 @@ import probe
 import pytest
 import tabular
 import torch
-from common.encoders import TabularMLP
-from common.tabular_data import load_tabular
+from runner.data.tabular import load_tabular
+from runner.encoders import TabularMLP
 
 
 @pytest.fixture

@@ -1,8 +1,9 @@
 import pytest
 import speech
 import torch
-from common.audio import LogMel
-from common.speech_data import load_speech
+from runner.data.speech import load_speech
+from runner.domains.speech import spectrograms
+from runner.inputs import LogMel
 from test_speech_data import tone, words  # noqa: F401
 
 TINY = ("--epochs", 1, "--batch-size", 8, "--seeds", 1)
@@ -41,7 +42,7 @@ def test_embedded_digits_with_one_command(runs, tmp_path):
 def test_without_augmentation_spectrograms_are_made_once(words):  # noqa: F811
     data = load_speech(str(words))
     mel = LogMel()
-    assert torch.equal(speech.spectrograms(data.train_x, mel), mel(data.train_x))
+    assert torch.equal(spectrograms(data.train_x, mel), mel(data.train_x))
 
 
 def test_bad_input_ends_with_one_line(refusal, words, tmp_path):  # noqa: F811

@@ -2,8 +2,8 @@ import librosa
 import numpy as np
 import pytest
 import torch
-from common.audio import LogMel
-from common.audio_augment import AudioAugment, Stretch, coloured_noise, cut_noise, read_frames, resample_and_shift
+from runner.augment.audio import AudioAugment, Stretch, coloured_noise, cut_noise, read_frames, resample_and_shift
+from runner.inputs import LogMel
 
 RATE = 16_000
 

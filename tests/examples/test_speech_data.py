@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from common import speech_data
-from common.dataset import DataError
-from common.speech_data import download, extract, falls_to_test, load_speech, one_second, read_wav
 from conftest import EXAMPLES
+from runner.data import speech as speech_data
+from runner.data.speech import download, extract, falls_to_test, load_speech, one_second, read_wav
+from runner.errors import Refused
 
 
 def tone(frequency, seconds, rate):
@@ -186,7 +186,7 @@ def all_in_list(folder):
 )
 def test_refusals(words, spoil, wanted):
     spoil(words)
-    with pytest.raises(DataError) as error:
+    with pytest.raises(Refused) as error:
         load_speech(str(words))
     assert str(error.value).startswith(str(words))
     assert wanted in str(error.value)
@@ -194,12 +194,12 @@ def test_refusals(words, spoil, wanted):
 
 
 def test_refusals_of_what_is_no_data_set(tmp_path):
-    with pytest.raises(DataError, match="nowhere: no such folder or archive; wanted digits, speechcommands"):
+    with pytest.raises(Refused, match="nowhere: no such folder or archive; wanted digits, speechcommands"):
         load_speech(str(tmp_path / "nowhere"))
-    with pytest.raises(DataError, match=f"{tmp_path}: wanted a folder of .wav files for each of two words.*found none"):
+    with pytest.raises(Refused, match=f"{tmp_path}: wanted a folder of .wav files for each of two words.*found none"):
         load_speech(str(tmp_path))
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(DataError, match=f"--data-root {tmp_path / 'file' / 'root'}: cannot be made"):
+    with pytest.raises(Refused, match=f"--data-root {tmp_path / 'file' / 'root'}: cannot be made"):
         load_speech("digits", root=tmp_path / "file" / "root")
 
 
@@ -239,7 +239,7 @@ def test_archives_that_are_cut_short_or_reach_outside_are_refused(words, tmp_pat
     with tarfile.open(outside, "w:gz") as tar:
         tar.add(words / "LICENSE", "../escaped")
     for bad in (short, outside):
-        with pytest.raises(DataError, match=f"{bad}: cannot be extracted"):
+        with pytest.raises(Refused, match=f"{bad}: cannot be extracted"):
             load_speech(str(bad), root=tmp_path / "root")
     assert list((tmp_path / "root").iterdir()) == []
     assert not (tmp_path / "escaped").exists()
@@ -257,7 +257,7 @@ def test_speechcommands_is_downloaded_once(words, tmp_path, monkeypatch):
 
 def test_a_failed_download_leaves_nothing(tmp_path):
     target = tmp_path / "here.tar.gz"
-    with pytest.raises(DataError, match=r"gone\.tar\.gz: cannot be downloaded to"):
+    with pytest.raises(Refused, match=r"gone\.tar\.gz: cannot be downloaded to"):
         download((tmp_path / "gone.tar.gz").as_uri(), target, "0" * 64)
     assert list(tmp_path.iterdir()) == []
 
@@ -265,7 +265,7 @@ def test_a_failed_download_leaves_nothing(tmp_path):
 def test_a_download_that_is_not_what_it_should_be_is_refused(tmp_path):
     source, target = tmp_path / "source", tmp_path / "target"
     source.write_bytes(b"other bytes")
-    with pytest.raises(DataError, match=r"cannot be downloaded to .*: invalid hash value"):
+    with pytest.raises(Refused, match=r"cannot be downloaded to .*: invalid hash value"):
         download(source.as_uri(), target, "0" * 64)
     assert list(tmp_path.iterdir()) == [source]
 
@@ -307,7 +307,7 @@ def test_digits_sound_alike_within_a_class_and_different_across(digits):
 def test_synthesis_is_the_same_in_every_process():
     """Voices with breath too, whose noise the library would otherwise seed from the clock."""
     say = (
-        "from common.spoken_digits import synthesise\n"
+        "from runner.data.spoken_digits import synthesise\n"
         "import hashlib, numpy\n"
         "clips = synthesise(['m3', 'f5', 'victor'], 1, seed=3)\n"
         "print(hashlib.sha256(clips['audio'].tobytes() + clips['length'].tobytes()).hexdigest(), len(clips['label']))"
@@ -322,5 +322,5 @@ def test_synthesis_is_the_same_in_every_process():
 
 def test_a_damaged_cache_is_named(tmp_path):
     (tmp_path / speech_data.DIGITS_CACHE).write_bytes(b"not a zip file")
-    with pytest.raises(DataError, match=f"{tmp_path / speech_data.DIGITS_CACHE}: .* delete the file"):
+    with pytest.raises(Refused, match=f"{tmp_path / speech_data.DIGITS_CACHE}: .* delete the file"):
         load_speech("digits", root=tmp_path)

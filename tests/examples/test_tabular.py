@@ -6,8 +6,10 @@ import pandas as pd
 import pytest
 import tabular
 import torch
-from common.dataset import DataError, reduce
-from common.tabular_data import input_dropout, load_tabular
+from runner.augment.tabular import input_dropout
+from runner.data.dataset import subsample
+from runner.data.tabular import load_tabular
+from runner.errors import Refused
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 TINY = ("--epochs", 1, "--batch-size", 256, "--seeds", 1, "--width", 1)
@@ -148,7 +150,7 @@ def test_refusals_name_what_is_wrong(tmp_path, refusal, animals):
         return str(tmp_path / name)
 
     def error(data, *options, label="kind"):
-        with pytest.raises(DataError) as refused:
+        with pytest.raises(Refused) as refused:
             load_tabular(data, label=label)
         return str(refused.value)
 
@@ -229,11 +231,11 @@ def test_milestones_divide_the_rate(runs, tmp_path):
 
 def test_fractions_shrink_what_is_pretrained_on(runs):
     data = load_tabular("digits")
-    half = reduce(data, 0.5, 1.0)
+    half = subsample(data, 0.5, 1.0)
     counts = torch.bincount(data.train_y)
     assert (torch.bincount(half.train_y) - counts / 2).abs().max() <= 0.5
     assert torch.equal(half.test_x, data.test_x)
-    few = reduce(data, 1.0, 0.3)
+    few = subsample(data, 1.0, 0.3)
     assert torch.equal(torch.bincount(few.train_y), counts[:3])
     done = runs(tabular, *TINY[2:], "--epochs", 1, "--data-fraction", 0.5, "--class-fraction", 0.5, "--mix", "mixup")
     assert done[0]["metrics"]["probe_accuracy"] > 0.5  # of all ten classes: the probe sees them

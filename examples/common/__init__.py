@@ -1,1 +1,0 @@
-"""What the example scripts share: one idea a file."""

@@ -1,0 +1,1 @@
+"""Augmentations on whole batches, wherever they live."""

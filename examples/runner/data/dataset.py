@@ -1,0 +1,72 @@
+"""What every loader returns: two tensors of inputs, two of labels, and the names of the classes."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from runner.errors import Refused
+
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Training and test rows as whole tensors, not augmented.
+
+    Tables are (N, F) float32, images (N, C, H, W) uint8, speech (N, samples) float32 at 16 kHz, one second each.
+    Labels are int64 indices into ``classes``. ``groups`` cuts the columns of a table into parts of different kind.
+    """
+
+    name: str
+    train_x: Tensor
+    train_y: Tensor
+    test_x: Tensor
+    test_y: Tensor
+    classes: list[str]
+    groups: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for split in ("train", "test"):
+            x, y = getattr(self, f"{split}_x"), getattr(self, f"{split}_y")
+            if len(x) == 0:
+                raise Refused(f"{self.name}: the {split} split is empty")
+            if len(x) != len(y):
+                raise Refused(f"{self.name}: {len(x)} {split} inputs, but {len(y)} labels")
+            if x.is_floating_point() and not torch.isfinite(x).all():
+                raise Refused(f"{self.name}: the {split} split holds NaN or infinite values")
+        if len(torch.unique(self.train_y)) < 2:
+            raise Refused(f"{self.name}: the training rows are all of one class; a linear probe needs at least two")
+
+    def to(self, device: torch.device | str) -> Dataset:
+        """Move all tensors: the data live where the network does, and no loader stands between."""
+        return replace(
+            self,
+            **{k: getattr(self, k).to(device) for k in ("train_x", "train_y", "test_x", "test_y")},
+        )
+
+
+def subsample(data: Dataset, data_fraction: float, class_fraction: float) -> Dataset:
+    """Keep a share of the training rows of each class, and of the classes; always the same rows."""
+    if data_fraction == class_fraction == 1:
+        return data
+    labels = data.train_y.cpu()
+    kept = []
+    for label in labels.unique()[: max(2, math.ceil(class_fraction * len(labels.unique())))]:
+        rows = (labels == label).nonzero().flatten()
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
+        kept.append(rows[order[: max(1, round(data_fraction * len(rows)))]])
+    rows = torch.cat(kept).to(data.train_y.device)
+    return replace(data, train_x=data.train_x[rows], train_y=data.train_y[rows])
+
+
+def fingerprint(data: Dataset) -> str:
+    """A hash of all values: data that changed under the same name are other data."""
+    found = hashlib.sha256()
+    for tensor in (data.train_x, data.train_y, data.test_x, data.test_y):
+        found.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.contiguous().numpy().data)
+    return found.hexdigest()[:16]

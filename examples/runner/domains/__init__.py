@@ -1,0 +1,1 @@
+"""Tables, images, speech: what each brings to the one training loop."""

@@ -1,0 +1,70 @@
+"""Images: SimCLR's augmentation on the device, a small CNN or a ResNet."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from runner.augment.image import SimCLRAugment
+from runner.data.dataset import Dataset
+from runner.data.image import NAMED, load_image
+from runner.domain import Task
+from runner.encoders import build_encoder
+from runner.inputs import Normalize
+from runner.options import whole
+from runner.settings import Settings
+
+ARCHITECTURES = ("cnn", "resnet18", "resnet34", "resnet50", "resnet101")
+RECIPES: dict[str, dict[str, Any]] = {
+    "digits": {"epochs": 40, "arch": "cnn", "width": 16},
+    "other": {"epochs": 100, "width": 32},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSettings(Settings):
+    """What only images have."""
+
+    arch: str
+    image_size: int | None
+
+
+class Images:
+    """The domain of ``image.py``."""
+
+    name = "image"
+    description = "Contrastive pretraining on images, with and without i-Mix."
+    data_help = "digits, cifar10, cifar100, or a folder with train/CLASS/IMAGE and test/CLASS/IMAGE"
+    named = NAMED
+    settings = ImageSettings
+
+    def add_options(self, parser: argparse.ArgumentParser) -> None:
+        option = parser.add_argument
+        option("--arch", choices=ARCHITECTURES, help="encoder (default: cnn on a CPU, else resnet18)")
+        option("--image-size", type=whole(1), metavar="PIXELS", help="scale a folder's images to this size")
+
+    def load(self, given: Mapping[str, Any]) -> Dataset:
+        return load_image(given["data"], root=given["data_root"], size=given["image_size"])
+
+    def recipe(self, data_name: str, device: torch.device) -> dict[str, Any]:
+        arch = "cnn" if device.type == "cpu" else "resnet18"
+        return {"arch": arch, **RECIPES.get(data_name, RECIPES["other"])}
+
+    def task(self, settings: ImageSettings, data: Dataset) -> Task:
+        _, channels, _, size = data.train_x.shape
+        to_input = Normalize(data.train_x).to(settings.device)
+        # A mirrored digit is no digit; a mirrored cat is a cat.
+        augment = SimCLRAugment(flip=data.name != "digits") if settings.augment == "default" else nn.Identity()
+
+        def augmented(pixels: Tensor) -> Tensor:
+            return to_input(augment(pixels.float() / 255))
+
+        return Task(data, to_input, lambda: build_encoder(settings.arch, channels, size, settings.width), augmented)
+
+
+IMAGES = Images()

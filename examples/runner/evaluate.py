@@ -1,0 +1,96 @@
+"""How good the features are: a linear probe and cosine nearest neighbours, the same for every method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from runner.data.dataset import Dataset
+
+STRENGTHS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
+
+
+@torch.no_grad()
+def extract_features(
+    encoder: nn.Module, x: Tensor, to_input: Callable[[Tensor], Tensor], batch_size: int = 1024
+) -> Tensor:
+    """Features of all rows, not augmented, in evaluation mode."""
+    was_training = encoder.training
+    encoder.eval()
+    features = torch.cat([encoder(to_input(rows)).float() for rows in x.split(batch_size)])
+    encoder.train(was_training)
+    return features
+
+
+def evaluate(encoder: nn.Module, data: Dataset, to_input: Callable[[Tensor], Tensor]) -> dict[str, float]:
+    """Accuracies on the test rows, as fractions."""
+    train = extract_features(encoder, data.train_x, to_input)
+    test = extract_features(encoder, data.test_x, to_input)
+    return {
+        "probe_accuracy": linear_probe(train, data.train_y, test, data.test_y),
+        "knn_accuracy": nearest_neighbours(train, data.train_y, test, data.test_y),
+    }
+
+
+def linear_probe(train: Tensor, train_y: Tensor, test: Tensor, test_y: Tensor) -> float:
+    """Multinomial logistic regression on standardised features, its strength chosen on a tenth held out."""
+    std, mean = torch.std_mean(train, dim=0, correction=0)
+    std = torch.where(std > 1e-6, std, torch.ones_like(std))
+    train, test = (train - mean) / std, (test - mean) / std
+    classes = int(max(train_y.max(), test_y.max())) + 1
+
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0)).to(train.device)
+    held, rest = order[: max(len(train) // 10, 1)], order[max(len(train) // 10, 1) :]
+    best, best_accuracy, weights = STRENGTHS[0], -1.0, None
+    for strength in STRENGTHS:
+        weights = fit_logistic(train[rest], train_y[rest], classes, strength, weights)
+        accuracy = _accuracy(train[held], train_y[held], weights)
+        if accuracy > best_accuracy:
+            best, best_accuracy = strength, accuracy
+    return _accuracy(test, test_y, fit_logistic(train, train_y, classes, best))
+
+
+def fit_logistic(x: Tensor, y: Tensor, classes: int, strength: float, start: Tensor | None = None) -> Tensor:
+    """Weights (F + 1, classes), bias last, that minimise the mean cross-entropy + strength / 2 x squared weights."""
+    weights = torch.zeros(x.shape[1] + 1, classes, device=x.device) if start is None else start.clone()
+    weights.requires_grad_()
+    solver = torch.optim.LBFGS(
+        [weights],
+        max_iter=300,
+        history_size=20,
+        tolerance_grad=1e-5,
+        tolerance_change=1e-7,
+        line_search_fn="strong_wolfe",
+    )
+
+    def closure() -> Tensor:
+        solver.zero_grad()
+        loss = F.cross_entropy(_logits(x, weights), y) + strength / 2 * weights[:-1].square().sum()
+        loss.backward()
+        return loss
+
+    solver.step(closure)
+    return weights.detach()
+
+
+def nearest_neighbours(train: Tensor, train_y: Tensor, test: Tensor, test_y: Tensor, k: int = 20) -> float:
+    """The vote of the ``k`` nearest training rows by cosine, each weighted by exp(cosine / 0.07)."""
+    train, test = F.normalize(train), F.normalize(test)
+    classes, correct = int(max(train_y.max(), test_y.max())) + 1, 0
+    for rows, labels in zip(test.split(1024), test_y.split(1024), strict=True):
+        similarity, nearest = (rows @ train.T).topk(min(k, len(train)), dim=1)
+        votes = torch.zeros(len(rows), classes, device=rows.device)
+        votes.scatter_add_(1, train_y[nearest], ((similarity - 1) / 0.07).exp())
+        correct += int((votes.argmax(1) == labels).sum())
+    return correct / len(test)
+
+
+def _logits(x: Tensor, weights: Tensor) -> Tensor:
+    return torch.addmm(weights[-1], x, weights[:-1])
+
+
+def _accuracy(x: Tensor, y: Tensor, weights: Tensor) -> float:
+    return (_logits(x, weights).argmax(1) == y).double().mean().item()

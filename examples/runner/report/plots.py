@@ -1,0 +1,133 @@
+"""Pictures of the results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from runner.state.files import write_atomically
+
+COLOURS = {"none": "#9aa5b1", "mixup": "#2f6fdf", "cutmix": "#e07b39"}
+
+
+def draw_comparison(path: Path, title: str, summary: dict[str, dict[str, tuple[float, float]]]) -> None:
+    """Draw a bar for each mix and metric, with the standard deviation over the seeds."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
+    metrics = list(next(iter(summary.values())))
+    width = 0.8 / len(summary)
+    for i, (mix, values) in enumerate(summary.items()):
+        places = [j + (i - (len(summary) - 1) / 2) * width for j in range(len(metrics))]
+        means, deviations = zip(*(values[metric] for metric in metrics), strict=True)
+        bars = axes.bar(
+            places, means, width * 0.92, yerr=deviations, capsize=4, label=label_of(mix), color=COLOURS[mix]
+        )
+        axes.bar_label(bars, fmt="%.1f", padding=3, fontsize=9)
+    low = min(m - d for values in summary.values() for m, d in values.values())
+    high = max(m + d for values in summary.values() for m, d in values.values())
+    margin = max(high - low, 1.0)
+    axes.set_ylim(max(0.0, low - 1.5 * margin), min(108.0, high + 0.8 * margin))
+    axes.set_xticks(range(len(metrics)), [metric.replace("_", " ") for metric in metrics])
+    axes.set_ylabel("test accuracy in percent")
+    axes.set_title(title)
+    axes.legend(loc="lower right", framealpha=0.9)
+    save_figure(figure, path)
+
+
+def draw_curves(path: Path, title: str, losses: dict[str, list[list[float]]]) -> None:
+    """Draw the loss of every run against the epochs, one colour a mix."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for mix, seeds in losses.items():
+        for i, curve in enumerate(seeds):
+            axes.plot(
+                range(1, len(curve) + 1), curve, color=COLOURS[mix], alpha=0.8, label=None if i else label_of(mix)
+            )
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("training loss")
+    axes.set_title(f"{title}\n(soft labels keep the loss with i-Mix higher)", fontsize=10)
+    axes.legend()
+    save_figure(figure, path)
+
+
+def draw_map(path: Path, title: str, points: np.ndarray, labels: np.ndarray, classes: list[str]) -> None:
+    """Draw features in two dimensions, coloured by class."""
+    figure = Figure(figsize=(7, 6), layout="constrained")
+    axes = figure.add_subplot()
+    colours = colormaps["tab10" if len(classes) <= 10 else "tab20" if len(classes) <= 20 else "turbo"]
+    for i, name in enumerate(classes):
+        rows = points[labels == i]
+        colour = colours(i) if len(classes) <= 20 else colours(i / (len(classes) - 1))
+        axes.scatter(rows[:, 0], rows[:, 1], s=8, color=colour, label=name)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.set_title(title)
+    if len(classes) <= 20:
+        axes.legend(markerscale=2, fontsize=8)
+    save_figure(figure, path)
+
+
+def draw_beside(path: Path, title: str, lines: list[dict[str, Any]]) -> None:
+    """Draw what came out as bars, and what was published as a line across each."""
+    figure = Figure(figsize=(max(5.0, 1.6 * len(lines) + 2), 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    lowest = 100.0
+    for i, mix in enumerate(("none", "mixup")):
+        found = [line["found"][mix] for line in lines]
+        places = [j + 0.4 * (i - 0.5) for j in range(len(lines))]
+        heights, deviations = [mean(one) for one in found], [stdev(one) if len(one) > 1 else 0.0 for one in found]
+        bars = axes.bar(
+            places, heights, 0.37, yerr=deviations, capsize=4, color=COLOURS[mix], label=f"here, {label_of(mix)}"
+        )
+        axes.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
+        published = [(place, line["published"][mix]) for place, line in zip(places, lines, strict=True)]
+        published = [(place, value) for place, value in published if value is not None]
+        for j, (place, value) in enumerate(published):
+            label = "published" if i == j == 0 else None
+            axes.plot([place - 0.19, place + 0.19], [value, value], color="black", linewidth=2, label=label)
+        lowest = min([lowest, *heights, *(value for _, value in published)])
+    axes.set_ylim(max(0.0, lowest - 8), 104)
+    axes.set_xticks(range(len(lines)), [line["row"] for line in lines], rotation=20, ha="right")
+    axes.set_ylabel("linear probe, percent")
+    axes.set_title(title)
+    axes.legend(loc="lower right", fontsize=8)
+    save_figure(figure, path)
+
+
+def draw_against(quantity: str, path: Path, title: str, lines: list[dict[str, Any]]) -> None:
+    """Draw the accuracy without and with i-Mix against the quantity that an ablation varies."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for mix in ("none", "mixup"):
+        found = [line["found"][mix] for line in lines]
+        axes.errorbar(
+            range(len(lines)),
+            [mean(one) for one in found],
+            yerr=[stdev(one) if len(one) > 1 else 0.0 for one in found],
+            marker="o",
+            capsize=4,
+            color=COLOURS[mix],
+            label=label_of(mix),
+        )
+    axes.set_xticks(range(len(lines)), [line["value"] for line in lines])
+    axes.set_xlabel(quantity)
+    axes.set_ylabel("linear probe, percent")
+    axes.set_title(title)
+    axes.legend()
+    save_figure(figure, path)
+
+
+def label_of(mix: str) -> str:
+    """What a mix is called in a legend."""
+    return "without i-Mix" if mix == "none" else f"i-Mix ({mix})"
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, whole or not at all."""
+    write_atomically(path, lambda file: FigureCanvasAgg(figure).print_png(file))

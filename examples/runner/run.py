@@ -1,0 +1,123 @@
+"""The training loop of all examples, and what comes before and after it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from runner.data.dataset import Dataset, subsample
+from runner.domain import Domain, Task
+from runner.errors import one_line_errors
+from runner.evaluate import evaluate
+from runner.methods import Method, build_method
+from runner.options import build_parser, refuse_unused
+from runner.pace import Pace
+from runner.ranks import is_main, join_ranks, main_first, refuse_norm, wrap_in_ddp
+from runner.recipe import build_inputmix, build_mix, build_optimizer
+from runner.report.board import Board
+from runner.report.mixed import save_mixed, some_of
+from runner.report.results import Results
+from runner.settings import Settings, settle
+from runner.state.experiment import Experiment
+from runner.steps import Steps
+
+
+def run(domain: Domain, argv: Sequence[str] | None = None) -> None:
+    """All that a script does; ends with one line where its options or its data will not do."""
+    given = parse(domain, argv)
+    with one_line_errors():
+        compare(*prepare(domain, given))
+
+
+def parse(domain: Domain, argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """What the command line says, None where it leaves the choice to the recipe."""
+    parser = build_parser(domain.name, description=domain.description, data_help=domain.data_help)
+    domain.add_options(parser)
+    return vars(parser.parse_args(argv))
+
+
+def prepare(domain: Domain, given: Mapping[str, Any]) -> tuple[Settings, Task]:
+    """Load the data and settle everything that training asks for."""
+    device, ranks = join_ranks(given["device"])
+    refuse_norm(given["bn"], given["method"], device, ranks)
+    with main_first():
+        data = domain.load(given)
+    recipe = domain.recipe(data.name, device)
+    refuse_unused({**given, "arch": given.get("arch") or recipe.get("arch")}, domain.named)
+    settings = settle(domain.settings, given, recipe, domain=domain.name, data=data, device=device, ranks=ranks)
+    return settings, domain.task(settings, data.to(device))
+
+
+def compare(settings: Settings, task: Task) -> None:
+    """Train with each mix and seed, and report."""
+    train_on = subsample(task.data, settings.data_fraction, settings.class_fraction)
+    results = Results(settings, task.data.name)
+    for mix in settings.mix:
+        for seed in range(settings.seeds):
+            experiment = Experiment(settings, mix, seed)
+            encoder, pace = pretrain(experiment, task, train_on)
+            if is_main():
+                results.add(experiment, evaluate(encoder, task.data, task.to_input), pace)
+    if is_main():
+        results.finish()
+
+
+def pretrain(experiment: Experiment, task: Task, data: Dataset) -> tuple[nn.Module, Pace]:
+    """Train one encoder from scratch, or on from its checkpoint; return it and how fast that went."""
+    settings = experiment.settings
+    torch.manual_seed(experiment.seed)
+    encoder = task.build_encoder()
+    method = _on_device(settings, encoder)
+    imix = build_mix(experiment.mix, settings.alpha, table=data.train_x.ndim == 2)
+    inputmix = build_inputmix(settings.inputmix)
+    optimizer, schedule = build_optimizer(
+        method.parameters(),
+        lr=settings.lr,
+        batch_size=settings.batch_size,
+        weight_decay=settings.weight_decay,
+        epochs=settings.epochs,
+        steps_per_epoch=len(data.train_x) // settings.batch_size,
+        milestones=settings.milestones,
+    )
+    train = wrap_in_ddp(method, settings.device, sync_norm=settings.bn == "sync", seed=experiment.seed)
+    parts = {"method": method, "optimizer": optimizer, "schedule": schedule, "input": task.to_input}
+    board = Board(experiment.folder, on=settings.tensorboard)
+    steps = Steps(experiment, rows=len(data.train_x), parts=parts, board=board)
+    if imix is not None and settings.mix_at is None and data.train_x.ndim != 2:
+        save_mixed(experiment.folder / "mixed.png", imix, task.to_input(some_of(data.train_x)), board)
+
+    for rows in steps:
+        x = data.train_x[rows]
+        view_1, view_2 = (inputmix(task.augmented(x)) for _ in range(2))
+        with torch.autocast(settings.device.type, torch.bfloat16, enabled=settings.amp == "bf16"):
+            loss = train(view_1, view_2, imix, data.train_y[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        method.after_step()
+        steps.record(loss)
+    return encoder, steps.pace
+
+
+def _on_device(settings: Settings, encoder: nn.Module) -> Method:
+    method = build_method(
+        settings.method,
+        encoder,
+        temperature=settings.temperature,
+        queue=settings.queue,
+        momentum=settings.momentum,
+        projection_bn=settings.projection_bn,
+        prediction_bn=settings.prediction_bn,
+        mix_at=settings.mix_at,
+        gather=settings.ranks > 1,
+        shuffle=settings.bn == "shuffle",
+    )
+    layout = torch.channels_last if settings.device.type in ("cuda", "cpu") else torch.preserve_format
+    method.to(settings.device, memory_format=layout).train()
+    if settings.compile:
+        encoder.compile()
+    return method
