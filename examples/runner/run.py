@@ -71,7 +71,7 @@ def pretrain(experiment: Experiment, task: Task, data: Dataset) -> tuple[nn.Modu
     torch.manual_seed(experiment.seed)
     encoder = task.build_encoder()
     method = _on_device(settings, encoder)
-    imix = build_mix(experiment.mix, settings.alpha, table=data.train_x.ndim == 2)
+    imix = build_mix(experiment.mix, settings.alpha, table=not task.pictures)
     inputmix = build_inputmix(settings.inputmix)
     optimizer, schedule = build_optimizer(
         method.parameters(),
@@ -86,7 +86,7 @@ def pretrain(experiment: Experiment, task: Task, data: Dataset) -> tuple[nn.Modu
     parts = {"method": method, "optimizer": optimizer, "schedule": schedule, "input": task.to_input}
     board = Board(experiment.folder, on=settings.tensorboard)
     steps = Steps(experiment, rows=len(data.train_x), parts=parts, board=board)
-    if imix is not None and settings.mix_at is None and data.train_x.ndim != 2:
+    if imix is not None and settings.mix_at is None and task.pictures:
         save_mixed(experiment.folder / "mixed.png", imix, task.to_input(some_of(data.train_x)), board)
 
     for rows in steps:

@@ -17,6 +17,8 @@ def test_own_folder_with_every_mix(runs, words, tmp_path, augment):  # noqa: F81
         assert 0 <= run["metrics"]["probe_accuracy"] <= 1
         assert run["config"]["temperature"] == 0.5
         assert run["config"]["augment"] == augment
+    sheets = [path.parent.name for path in sorted((tmp_path / "out").rglob("mixed.png"))]
+    assert sheets == ["npair-cutmix-seed0", "npair-mixup-seed0"]
     assert (tmp_path / "out" / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -191,7 +191,7 @@ class _naming:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, pd.errors.EmptyRefused):
+        if isinstance(error, pd.errors.EmptyDataError):
             raise Refused(f"{self.path}: the file is empty") from error
         if isinstance(error, (OSError, EOFError, ValueError, zlib.error)):
             raise Refused(f"{self.path}: cannot be read: {error}".replace("\n", " ")) from error
