@@ -368,6 +368,30 @@ def test_queue_holds_the_same_on_all_ranks(worlds, size):
     assert all(torch.equal(state, states[0]) for state in states)
 
 
+class WithQueue(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net, self.queue = nn.Linear(2, 2), NegativeQueue(6, 2)
+
+    def forward(self, keys):
+        self.queue.enqueue(keys)
+        return self.net(keys).sum()
+
+
+def fill_inside_ddp(rank, size):
+    model = DistributedDataParallel(WithQueue())
+    keys = torch.full((4, 2), float(rank + 1))
+    for filled in (4, 6, 6):
+        model(keys).backward()
+        assert torch.equal(model.module.queue.negatives, keys[:1].expand(filled, 2))
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_each_rank_keeps_its_own_queue_inside_ddp(worlds, size):
+    """DDP's defaults send rank 0's buffers to all ranks in each forward pass."""
+    worlds[size].run(fill_inside_ddp)
+
+
 def draw_on_each_rank(rank, size):
     dist_seed = torch.initial_seed() + rank
     _, labels = IMix(generator=torch.Generator().manual_seed(dist_seed))(torch.zeros(16, 2))

@@ -1,10 +1,14 @@
+import copy
 import io
+import pickle
 from collections import deque
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from imix_aug import NegativeQueue, imix_nce_loss
 
@@ -73,7 +77,147 @@ def test_half_precision_keys_are_widened(dtype):
     assert torch.equal(queue.negatives, keys.float())
 
 
+def test_a_users_own_product_says_that_the_queue_changed():
+    queue, query = NegativeQueue(4, 2), torch.randn(3, 2, requires_grad=True)
+    queue.enqueue(torch.randn(4, 2))
+    loss = (query @ queue.negatives.T).sum()
+    queue.enqueue(torch.randn(3, 2))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+class MoCo(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net, self.queue = nn.Linear(3, 2), NegativeQueue(5, 2)
+
+
+def test_the_state_is_tensors_of_lasting_shape():
+    model = MoCo()
+    empty = {name: value.shape for name, value in model.state_dict().items()}
+    model.queue.enqueue(torch.randn(7, 2))
+    state = {name: value.cpu() for name, value in model.state_dict().items()}
+    assert {name: value.shape for name, value in state.items()} == empty
+    assert set(state) == {"net.weight", "net.bias", "queue.keys", "queue.seen"}
+    twin = MoCo()
+    assert not any(twin.load_state_dict(state))
+    keys = torch.randn(2, 2)
+    for each in (model, twin):
+        each.queue.enqueue(keys)
+    assert torch.equal(model.queue.negatives, twin.queue.negatives)
+
+
+def test_moving_averages_over_the_state_run():
+    model = MoCo()
+    average = copy.deepcopy(model)
+    for _ in range(3):
+        model.queue.enqueue(torch.randn(2, 2))
+        for kept, new in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
+            kept.copy_(0.9 * kept + 0.1 * new)
+    averaged = torch.optim.swa_utils.AveragedModel(model, use_buffers=True)
+    averaged.update_parameters(model)
+
+
+def test_safetensors(tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    model, twin = MoCo(), MoCo()
+    model.queue.enqueue(torch.randn(3, 2))
+    safetensors.save_file(model.state_dict(), tmp_path / "moco.safetensors")
+    twin.load_state_dict(safetensors.load_file(tmp_path / "moco.safetensors"))
+    assert torch.equal(twin.queue.negatives, model.queue.negatives)
+
+
+def test_loading_replaces_another_fill():
+    fuller, emptier = NegativeQueue(4, 2), NegativeQueue(4, 2)
+    fuller.enqueue(torch.randn(6, 2))
+    emptier.enqueue(torch.randn(1, 2))
+    wanted = emptier.negatives.clone()
+    fuller.load_state_dict(emptier.state_dict())
+    assert torch.equal(fuller.negatives, wanted)
+    emptier.enqueue(torch.randn(1, 2))
+    assert fuller.negatives.shape == (1, 2)
+
+
+def test_states_that_do_not_fit_are_refused_strict_or_not():
+    model = MoCo()
+    state = model.state_dict()
+    old = {"_extra_state": {"filled": 1, "position": 1}, "keys": torch.zeros(5, 2)}
+    with pytest.raises(RuntimeError, match=r"_extra_state.* is of an older NegativeQueue"):
+        NegativeQueue(5, 2).load_state_dict(old, strict=False)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        NegativeQueue(4, 2).load_state_dict({"keys": torch.zeros(5, 2), "seen": torch.tensor(1)}, strict=False)
+    seen = state.pop("queue.seen")
+    with pytest.raises(RuntimeError, match=r'Missing key.* "queue.seen"'):
+        model.load_state_dict(state)
+    with pytest.raises(RuntimeError, match=r'Unexpected key.* "queue.more"'):
+        model.load_state_dict({**state, "queue.seen": seen, "queue.more": seen})
+
+
+@pytest.mark.parametrize("batches", [(), (3,), (3, 4)])
+@pytest.mark.parametrize(
+    "copied",
+    [copy.deepcopy, lambda queue: pickle.loads(pickle.dumps(queue)), lambda queue: copy.deepcopy(queue).double()],
+    ids=["deepcopy", "pickle", "double"],
+)
+def test_copies_go_on_by_themselves(batches, copied):
+    queue = NegativeQueue(5, 2)
+    for n in batches:
+        queue.enqueue(torch.randn(n, 2))
+    twin, before = copied(queue), queue.negatives.clone()
+    keys = torch.randn(2, 2)
+    twin.enqueue(keys.to(twin.negatives.dtype))
+    assert torch.equal(queue.negatives, before)
+    queue.enqueue(keys)
+    assert torch.equal(twin.negatives.float(), queue.negatives)
+
+
+def test_made_on_the_meta_device():
+    with torch.device("meta"):
+        queue = NegativeQueue(4, 2)
+    queue.to_empty(device="cpu")
+    keys = torch.randn(3, 2)
+    queue.enqueue(keys)
+    assert torch.equal(queue.negatives, keys)
+
+
+def test_fake_tensors():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        queue = NegativeQueue(4, 2)
+        queue.enqueue(torch.randn(3, 2))
+        assert queue.negatives.shape == (3, 2)
+        queue.enqueue(torch.randn(3, 2))
+        assert queue.negatives.shape == (4, 2)
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.parametrize("rows", [6, 70])
+def test_a_compiled_step_takes_few_graphs_from_empty_to_full(rows, dynamic):
+    """The step reads the queue, takes the loss and fills the queue; eager mode follows with a queue of its own."""
+    torch._dynamo.reset()
+    graphs = CompileCounterWithBackend("aot_eager")
+
+    def step(query, key, queue):
+        loss = imix_nce_loss(query, key, negatives=queue.negatives)
+        queue.enqueue(key)
+        return loss
+
+    compiled = torch.compile(step, fullgraph=True, dynamic=dynamic, backend=graphs)
+    queue, twin = NegativeQueue(64, 8), NegativeQueue(64, 8)
+    for _ in range(14):
+        query, key = torch.randn(rows, 8, requires_grad=True), torch.randn(rows, 8)
+        loss, expected = compiled(query, key, queue), step(query, key, twin)
+        torch.testing.assert_close(loss, expected)
+        torch.testing.assert_close(torch.autograd.grad(loss, query), torch.autograd.grad(expected, query))
+        assert torch.equal(queue.negatives, twin.negatives)
+    assert queue.negatives.shape == (64, 8)
+    assert graphs.frame_count <= 3
+
+
 REFUSED = [
+    (lambda: NegativeQueue(2, 64).enqueue(torch.randn(3, 2)), ValueError, r".*NegativeQueue\(size=2, dim=64\)"),
+    (lambda: NegativeQueue(4, 2).half().enqueue(torch.randn(3, 2)), TypeError, "keys must have the dtype of the queue"),
     (lambda: NegativeQueue(4, 2).enqueue(torch.ones(3, 2, dtype=torch.int64)), TypeError, "keys must be floating"),
     (lambda: NegativeQueue(0, 2), ValueError, "size must be at least 1"),
     (lambda: NegativeQueue(4.0, 2), TypeError, "size must be an int"),

@@ -32,6 +32,22 @@ def rows(name: str, value: object, like: Tensor | None = None, like_name: str = 
     return value
 
 
+def queue_rows(value: object, queue: Tensor) -> Tensor:
+    """Accept keys for a queue (size, D): its width and device, its dtype or a half precision to be widened."""
+    keys = rows("keys", value, value if isinstance(value, Tensor) else None)
+    if keys.device != queue.device:
+        raise ValueError(f"keys must be on the device of the queue, {queue.device}, got {keys.device}: move the queue")
+    if keys.dtype != queue.dtype and keys.element_size() >= min(queue.element_size(), 4):
+        raise TypeError(f"keys must have the dtype of the queue, {queue.dtype}, or half precision, got {keys.dtype}")
+    if keys.shape[1] != queue.shape[1]:
+        size, dim = queue.shape
+        raise ValueError(
+            f"keys must have as many columns as the queue, {dim}, got shape {tuple(keys.shape)}: "
+            f"this is NegativeQueue(size={size}, dim={dim})"
+        )
+    return keys
+
+
 def paired_rows(name: str, value: object, like: Tensor, like_name: str = "query") -> Tensor:
     """Accept a matrix of the very shape, dtype and device of ``like``."""
     matrix = rows(name, value, like, like_name)
