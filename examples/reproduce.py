@@ -24,6 +24,7 @@ from runner.evaluate import evaluate
 from runner.paper import METHOD_NAMES, MIXES, SCALES, TABLES, Row, recipe
 from runner.ranks import barrier, is_main
 from runner.report.plots import draw_against, draw_beside
+from runner.report.results import read_results
 from runner.run import compare, parse, prepare
 from runner.state.files import write_text
 from runner.state.saved import DOMAINS, open_run
@@ -159,7 +160,7 @@ def run(args: argparse.Namespace, row: Row, folder: Path, options: list[str]) ->
     if args.data_root:
         options += ["--data-root", args.data_root]
     command, kept = shlex.join([row.domain, *options]), folder / "command.txt"
-    is_same = kept.exists() and kept.read_text() == command
+    is_same = kept.exists() and kept.read_bytes() == command.encode()
     found = _finished(folder) if is_same else {}
     if not set(range(args.seeds)) <= found.keys():
         domain = DOMAINS[row.domain]
@@ -179,7 +180,7 @@ def run(args: argparse.Namespace, row: Row, folder: Path, options: list[str]) ->
 
 def _finished(folder: Path) -> dict[int, float]:
     path = folder / "results.json"
-    runs = json.loads(path.read_text())["runs"] if path.exists() else []
+    runs = read_results(path) if path.exists() else []
     return {run["seed"]: run["metrics"]["probe_accuracy"] for run in runs}
 
 

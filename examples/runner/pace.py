@@ -14,6 +14,8 @@ class Pace:
     On CUDA the marks are events in the stream that are read later, so that nothing waits for them.
     """
 
+    KEPT = ("rows", "seconds", "cpu_seconds", "outside")  # by a checkpoint
+
     def __init__(self, network: nn.Module, device: torch.device, batch_size: int) -> None:
         self.on_cuda, self.batch_size = device.type == "cuda", batch_size
         self.rows, self.seconds, self.cpu_seconds, self.outside = 0, 0.0, 0.0, 0.0
@@ -50,11 +52,11 @@ class Pace:
     def state_dict(self) -> dict[str, float]:
         """What a checkpoint keeps."""
         self._read()
-        return {name: getattr(self, name) for name in ("rows", "seconds", "cpu_seconds", "outside")}
+        return {name: getattr(self, name) for name in self.KEPT}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         """Count on from a checkpoint."""
-        vars(self).update(state)
+        vars(self).update({name: state[name] for name in self.KEPT})
 
     def _enter(self, *_: object) -> None:
         self._entered = self._mark()

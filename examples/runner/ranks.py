@@ -120,13 +120,13 @@ def average(values: Tensor) -> Tensor:
     return values
 
 
-def as_main_decides(decision: bool) -> bool:
+def as_main_decides(decision: int) -> int:
     """Do on all ranks what rank 0 decides: clocks differ, and all must save at the same step."""
     if world_size() == 1:
         return decision
-    flag = torch.tensor(int(decision))
+    flag = torch.tensor(decision)
     dist.broadcast(flag, 0)
-    return bool(flag)
+    return int(flag)
 
 
 def gather(thing: Any) -> list[Any]:

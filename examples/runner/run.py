@@ -22,14 +22,14 @@ from runner.report.mixed import save_mixed, some_of
 from runner.report.results import Results
 from runner.settings import Settings, settle
 from runner.state.experiment import Experiment
+from runner.state.place import hold
 from runner.steps import Steps
 
 
 def run(domain: Domain, argv: Sequence[str] | None = None) -> None:
     """All that a script does; ends with one line where its options or its data will not do."""
-    given = parse(domain, argv)
     with one_line_errors():
-        compare(*prepare(domain, given))
+        compare(*prepare(domain, parse(domain, argv)))
 
 
 def parse(domain: Domain, argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -53,6 +53,11 @@ def prepare(domain: Domain, given: Mapping[str, Any]) -> tuple[Settings, Task]:
 
 def compare(settings: Settings, task: Task) -> None:
     """Train with each mix and seed, and report."""
+    with hold(settings.out):
+        _compare(settings, task)
+
+
+def _compare(settings: Settings, task: Task) -> None:
     train_on = subsample(task.data, settings.data_fraction, settings.class_fraction)
     results = Results(settings, task.data.name)
     for mix in settings.mix:

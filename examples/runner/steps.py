@@ -8,15 +8,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from runner.errors import Refused
+from runner.errors import Interrupted, Refused, catch_signals
 from runner.pace import Pace
 from runner.progress import Progress
 from runner.ranks import as_main_decides, average, is_main, my_share
 from runner.report.board import Board
 from runner.state.checkpoint import load_checkpoint, save_checkpoint
 from runner.state.experiment import Experiment
+from runner.state.place import refuse_without_room
 
 
 class Steps:
@@ -43,11 +44,14 @@ class Steps:
         self.losses: list[float] = []  # the mean of each epoch
         self._recent: list[Tensor] = []  # on the device: reading one would wait for it
         self._epoch_loss = (0.0, 0)
+        self._signal: int | None = None
+        if is_main():
+            refuse_without_room(self.path, checkpoint_size(parts["method"]))
         if not settings.resume:
             if is_main():
                 self.path.unlink(missing_ok=True)
         elif self.path.exists():
-            progress = load_checkpoint(self.path, experiment.configuration, parts)
+            progress = load_checkpoint(self.path, experiment.configuration, parts, self.steps_per_epoch)
             self.step = progress["step"]
             self.pace.load_state_dict(progress["pace"])
             self.losses, self._epoch_loss = progress["losses"], tuple(progress["epoch_loss"])
@@ -55,25 +59,38 @@ class Steps:
     def __iter__(self) -> Iterator[Tensor]:
         saved, first = time.monotonic(), self.step
         self.pace.start()
-        with Progress(self.experiment.title, total=self.total, start=self.step) as progress:
+        with Progress(self.experiment.title, total=self.total, start=self.step) as progress, catch_signals(self._stop):
             while self.step < self.total:
                 epoch, position = divmod(self.step, self.steps_per_epoch)
                 for batch in self._order(epoch)[position:]:
                     yield my_share(batch)
-                    self.pace.step()
-                    self.step += 1
-                    if self.step % self.steps_per_epoch == 0:
-                        self._read_losses()
-                        self.losses.append(self._epoch_loss[0] / self._epoch_loss[1])
-                        self._epoch_loss = (0.0, 0)
-                        rate = self.parts["optimizer"].param_groups[0]["lr"]
-                        self.board.scalars(self.step, loss=self.losses[-1], learning_rate=rate)
+                    self._count_step()
                     progress.advance(self.losses[-1] if self.losses else None)
-                    if as_main_decides(time.monotonic() - saved >= self.checkpoint_every or self.step == self.total):
+                    due = time.monotonic() - saved >= self.checkpoint_every or self.step == self.total
+                    decision = as_main_decides(self._signal or -due)  # a signal's number, or -1 to save and go on
+                    if decision:
                         self.save()
                         saved = time.monotonic()
+                    if decision > 0:
+                        raise Interrupted(decision)
         if is_main() and self.step > first:
             print(f"{self.experiment.title}: {self.pace}", file=sys.stderr)
+
+    def _count_step(self) -> None:
+        self.pace.step()
+        self.step += 1
+        if self.step % self.steps_per_epoch == 0:
+            self._read_losses()
+            self.losses.append(self._epoch_loss[0] / self._epoch_loss[1])
+            self._epoch_loss = (0.0, 0)
+            rate = self.parts["optimizer"].param_groups[0]["lr"]
+            self.board.scalars(self.step, loss=self.losses[-1], learning_rate=rate)
+
+    def _stop(self, number: int, _frame: object) -> None:
+        """Finish the step and save; whoever insists gets an end at once."""
+        if self._signal is not None:
+            raise Interrupted(number)
+        self._signal = number
 
     def record(self, loss: Tensor) -> None:
         """Note the loss of a step; it is looked at once in a while, so that the device need not wait."""
@@ -112,3 +129,9 @@ class Steps:
                 f"{self.experiment.title}: the loss became {values[bad[0]].item()} at step {step} of {self.total}{kept}"
             )
         self._epoch_loss = (self._epoch_loss[0] + values.sum().item(), self._epoch_loss[1] + len(values))
+
+
+def checkpoint_size(method: nn.Module) -> int:
+    """About how many bytes a checkpoint takes: weights, buffers, momentum, and the random states."""
+    kept = [*method.parameters(), *method.buffers(), *(p for p in method.parameters() if p.requires_grad)]
+    return (1 << 17) + sum(tensor.nbytes for tensor in kept)

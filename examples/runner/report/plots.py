@@ -7,11 +7,13 @@ from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
+from matplotlib import colormaps, rcParams
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from runner.state.files import write_atomically
+
+rcParams["text.parse_math"] = False  # a dollar in a name is a dollar
 
 COLOURS = {"none": "#9aa5b1", "mixup": "#2f6fdf", "cutmix": "#e07b39"}
 

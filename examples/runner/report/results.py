@@ -6,20 +6,21 @@ import json
 import platform
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import torch
 
 import imix_aug
-from runner.errors import Refused
 from runner.pace import Pace
 from runner.report.board import Board
 from runner.report.plots import COLOURS, draw_comparison, draw_curves
 from runner.settings import Settings
-from runner.state.checkpoint import read_checkpoint, refuse_differences
+from runner.state.checkpoint import naming, read_checkpoint, refuse_differences
 from runner.state.experiment import Experiment
 from runner.state.files import write_text
+from runner.state.form import check_form, number
 
 METRICS = {"probe_accuracy": "linear probe", "knn_accuracy": "kNN"}
 
@@ -35,13 +36,10 @@ class Results:
     def _earlier(self) -> list[dict[str, Any]]:
         if not self.path.exists():
             return []
-        try:
-            runs = json.loads(self.path.read_text())["runs"]
-            for run in runs:
-                experiment = Experiment(self.settings, run["mix"], run["seed"])
-                refuse_differences(self.path, run["config"], experiment.configuration)
-        except (ValueError, KeyError, TypeError) as error:
-            raise Refused(f"{self.path}: not the results of these examples ({error})") from error
+        runs = read_results(self.path)
+        for run in runs:
+            experiment = Experiment(self.settings, run["mix"], run["seed"])
+            refuse_differences(self.path, run["config"], experiment.configuration)
         return runs
 
     def add(self, experiment: Experiment, metrics: dict[str, float], pace: Pace) -> None:
@@ -86,6 +84,20 @@ class Results:
             if path.exists():
                 losses.setdefault(run["mix"], []).append(read_checkpoint(path)["progress"]["losses"])
         return losses
+
+
+def read_results(path: Path) -> list[dict[str, Any]]:
+    """Read the runs of a ``results.json``, and refuse one that is damaged."""
+    with naming(path):
+        runs = json.loads(path.read_bytes())["runs"]
+        for run in runs:
+            if run["mix"] not in COLOURS:
+                raise ValueError(f"mix is {run['mix']!r}")
+            check_form("config", run["config"], {})
+            number("seed", run["seed"], whole=True)
+            for metric in METRICS:
+                number(metric, run["metrics"][metric], most=1)
+    return runs
 
 
 def summarize(runs: list[dict[str, Any]]) -> dict[str, dict[str, tuple[float, float]]]:

@@ -14,7 +14,8 @@ from runner.domains.speech import SPEECH
 from runner.domains.tabular import TABULAR
 from runner.errors import Refused
 from runner.settings import CIRCUMSTANCES, Settings
-from runner.state.checkpoint import read_checkpoint
+from runner.state.checkpoint import naming, read_checkpoint
+from runner.state.form import check_form
 
 DOMAINS: dict[str, Domain] = {domain.name: domain for domain in (TABULAR, SPEECH, IMAGES)}
 
@@ -37,19 +38,23 @@ def open_run(
         config.update(data=data, label=label)
     elif label is not None:
         config["label"] = label
-    domain = DOMAINS[config["domain"]]
+    with naming(checkpoint):
+        domain = DOMAINS[config["domain"]]
+        settings = _as_settings(domain, config, device)
     dataset = domain.load({**config, "data_root": root})
-    task = domain.task(_as_settings(domain, config, device), dataset.to(device))
-    task.to_input.load_state_dict(state["parts"]["input"])
-    encoder = task.build_encoder()
-    weights = state["parts"]["method"]
+    with naming(checkpoint):
+        task = domain.task(settings, dataset.to(device))
+        check_form("input", state["parts"]["input"], task.to_input.state_dict())
+        task.to_input.load_state_dict(state["parts"]["input"])
+        with torch.device("meta"):  # of sizes that are nowhere near, no memory should be asked for
+            form = task.build_encoder().state_dict()
+    weights = {k.removeprefix("encoder."): w for k, w in state["parts"]["method"].items() if k.startswith("encoder.")}
     try:
-        encoder.load_state_dict(
-            {key.removeprefix("encoder."): w for key, w in weights.items() if key.startswith("encoder.")}
-        )
-    except RuntimeError as error:
-        reason = str(error).splitlines()[1].strip()
-        raise Refused(f"{checkpoint}: the encoder does not take inputs such as {dataset.name}'s ({reason})") from error
+        check_form("encoder", weights, form)
+        encoder = task.build_encoder()
+        encoder.load_state_dict(weights)
+    except ValueError as reason:
+        raise Refused(f"{checkpoint}: the encoder does not take inputs such as {dataset.name}'s ({reason})") from reason
     return encoder.to(device).eval(), task
 
 

@@ -1,0 +1,74 @@
+"""The folder that a command writes to: looked at before the training, and held until its end."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from runner.errors import Refused
+from runner.ranks import gather, is_main
+from runner.state.files import SCRATCH
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+
+@contextlib.contextmanager
+def hold(out: Path) -> Iterator[None]:
+    """Hold ``--out`` against other processes; refuse a file, a folder that is held, read-only, or on a full disk."""
+    handle, refusal = None, None
+    if is_main():
+        try:
+            handle = _open(out)
+        except Refused as why:
+            refusal = str(why)
+    refusal = gather(refusal)[0]  # all ranks stop where the first cannot write
+    if refusal:
+        raise Refused(refusal)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def refuse_without_room(path: Path, size: int) -> None:
+    """Refuse before the training where no file of ``size`` bytes fits beside what is there."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}{SCRATCH}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with scratch.open("wb") as file:
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, size)
+        finally:
+            scratch.unlink(missing_ok=True)
+    except OSError as error:
+        raise Refused(f"{path}: cannot be written, with {size / 1e6:.1f} MB: {error.strerror}") from error
+
+
+def _open(out: Path) -> int | None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "it is a file" if out.exists() else error.strerror
+        raise Refused(f"--out {out}: wanted a folder, and {reason}") from error
+    handle = None
+    if fcntl is not None:
+        # The folder itself is locked: no file is left behind, and the lock ends with the process however that ends.
+        handle = os.open(out, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                os.close(handle)
+                raise Refused(f"--out {out}: another process is writing there; wait for it or give another") from error
+    refuse_without_room(out / "results.json", 1 << 16)
+    for left in (*out.glob(f".*{SCRATCH}"), *out.glob(f"runs/*/.*{SCRATCH}")):  # by a process that was killed
+        left.unlink(missing_ok=True)
+    return handle
