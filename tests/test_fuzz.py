@@ -259,7 +259,8 @@ def fuzz_wrapper(draw):
     matrix_of_labels = dense.label_matrix(labels, n)
     if draw(st.booleans()):
         reduction = draw(st.sampled_from(["mean", "sum", "none"]))
-        outcome = IMixLoss(torch.nn.CrossEntropyLoss(reduction=reduction), on="logits")(a, labels)
+        criterion = torch.nn.CrossEntropyLoss(reduction=reduction)
+        outcome = IMixLoss(criterion, on="logits", extra_columns=m > 0)(a, labels)
         wanted = dense.reduce(dense.soft_cross_entropy(a, matrix_of_labels), reduction)
     else:
         b = torch.randn(n, n + m, generator=generator, dtype=torch.float64)

@@ -69,3 +69,6 @@ def criteria_are_functions_or_modules(a: Tensor, b: Tensor, labels: VirtualLabel
     assert_type(IMixLoss(square)(a, b), Tensor)
     assert_type(IMixLoss(square)(a, b, labels=labels), Tensor)
     IMixLoss(square)("a", "b")  # type: ignore[call-overload]
+    IMixLoss(square, on="rows")  # type: ignore[arg-type]
+    assert_type(IMixLoss(square, paired=("classes",))(a, b, labels, classes=a, margin=0.1), Tensor)
+    assert_type(IMixLoss(nn.CrossEntropyLoss(), on="logits", extra_columns=True)(a, labels), Tensor)

@@ -2,6 +2,7 @@
 
 import math
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,6 +55,55 @@ def paired_rows(name: str, value: object, like: Tensor, like_name: str = "query"
     if matrix.shape != like.shape:
         raise ValueError(f"{name} must have the shape of {like_name}, {tuple(like.shape)}, got {tuple(matrix.shape)}")
     return matrix
+
+
+def batch(name: str, value: object) -> Tensor:
+    """Accept a floating-point tensor with at least one row of any shape."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor (N, ...), got {_kind(value)}")
+    if not value.is_floating_point():
+        raise TypeError(f"{name} must be floating-point, got {value.dtype}")
+    if value.dim() == 0 or value.numel() == 0:
+        raise ValueError(f"{name} must have at least one row and one column, got shape {tuple(value.shape)}")
+    return value
+
+
+def paired_batches(a: object, b: object) -> tuple[Tensor, Tensor]:
+    """Accept two batches of one shape and device; widen half precision beside float32, unless autocast sees to it."""
+    first, second = batch("a", a), batch("b", b)
+    if second.shape != first.shape:
+        raise ValueError(f"b must have the shape of a, {tuple(first.shape)}, got {tuple(second.shape)}")
+    if second.device != first.device:
+        raise ValueError(f"b must be on the device of a, {first.device}, got {second.device}")
+    if first.dtype == second.dtype or torch.is_autocast_enabled(first.device.type):
+        return first, second
+    if torch.float64 in (first.dtype, second.dtype):
+        raise TypeError(f"b must have the dtype of a, {first.dtype}, got {second.dtype}")
+    return first.float(), second.float()
+
+
+def paired(names: object, further: dict[str, Any], n: int, device: torch.device) -> None:
+    """Accept further arguments of which those named are tensors of ``n`` rows on ``device``, or None."""
+    assert isinstance(names, tuple)
+    for name in names:
+        if name not in further:
+            raise TypeError(f"paired names {name!r}, which must be passed by keyword, got {sorted(further)}")
+        value = further[name]
+        if value is None:
+            continue
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a tensor (N, ...) or None, for paired names it, got {_kind(value)}")
+        if value.dim() == 0 or value.shape[0] != n:
+            raise ValueError(f"{name} must have {n} rows, for paired names it, got shape {tuple(value.shape)}")
+        if value.device != device:
+            raise ValueError(f"{name} must be on the device of the rows, {device}, got {value.device}")
+
+
+def names(name: str, value: object) -> tuple[str, ...]:
+    """Accept a tuple or list of str."""
+    if not isinstance(value, tuple | list) or not all(isinstance(each, str) for each in value):
+        raise TypeError(f"{name} must be a tuple of str, got {value!r}")
+    return tuple(value)
 
 
 def labels(value: object, n: int, device: torch.device) -> VirtualLabels | None:
