@@ -77,7 +77,9 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"--labels {args.labels}: wanted shares between 0 and 1")
     with one_line_errors():
         device = pick_device(args.device)
-        encoder, task = open_run(args.checkpoint, device, data=args.data, label=args.label, root=args.data_root)
+        encoder, task = open_run(
+            args.checkpoint, device, data=args.data, label=args.label, drop=args.drop, root=args.data_root
+        )
         data, to_input = task.data, task.to_input
         train = extract_features(encoder, data.train_x, to_input)
         test = extract_features(encoder, data.test_x, to_input)

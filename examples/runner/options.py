@@ -85,6 +85,7 @@ def add_saved_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", help="as for the script that trained it (default: what it was trained on)")
     parser.add_argument("--data-root", metavar="DIR", help="where downloads are kept")
     parser.add_argument("--label", metavar="COLUMN", help="the column that holds the class, for a table of your own")
+    parser.add_argument("--drop", nargs="+", metavar="COLUMN", help="columns of a table of your own to leave out")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda ... (default: auto)")
 
 
@@ -104,6 +105,7 @@ def refuse_unused(given: Mapping[str, Any], named: tuple[str, ...]) -> None:
         "mix_at": unmixed and "--mix none mixes nowhere",
         "dropout": given["augment"] == "none" and "--augment none drops nothing",
         "dropout_columns": given["augment"] == "none" and "--augment none drops nothing",
+        "drop": given["data"] in named and f"{given['data']} has only columns to train on",
         "label": given["data"] in named and f"{given['data']} brings its own",
         "image_size": given["data"] in named and f"{given['data']} has its own",
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -45,6 +46,9 @@ def prepare(domain: Domain, given: Mapping[str, Any]) -> tuple[Settings, Task]:
     refuse_norm(given["bn"], given["method"], device, ranks)
     with main_first():
         data = domain.load(given)
+    if is_main():
+        for note in data.notes:
+            print(f"{data.name}: {note}", file=sys.stderr)
     recipe = domain.recipe(data.name, device)
     refuse_unused({**given, "arch": given.get("arch") or recipe.get("arch")}, domain.named)
     settings = settle(domain.settings, given, recipe, domain=domain.name, data=data, device=device, ranks=ranks)

@@ -12,6 +12,7 @@ import tabular
 import torch
 from runner.data.tabular import load_tabular
 from runner.encoders import TabularMLP
+from sklearn.datasets import load_digits
 
 
 @pytest.fixture
@@ -72,9 +73,12 @@ def test_embed_writes_features_and_weights(trained, tmp_path):
         features = encoder(digits.test_x)
     np.testing.assert_allclose(arrays["test_x"], features, atol=1e-5)
     np.testing.assert_array_equal(arrays["train_y"], digits.train_y)
-    test = table[table["split"] == "test"]
+    assert table.index.tolist() == list(range(1797))
+    test = table.loc[arrays["test_row"]]
+    assert set(test["split"]) == {"test"}
     np.testing.assert_allclose(test.filter(like="feature_"), features, atol=1e-5)
     assert test["label"].tolist() == [digits.classes[i] for i in digits.test_y]
+    assert table["label"].tolist() == load_digits().target.astype(str).tolist()
 
 
 def test_an_image_encoder_brings_its_own_normalisation(runs, tmp_path):

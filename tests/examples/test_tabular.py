@@ -172,7 +172,7 @@ def test_refusals_name_what_is_wrong(tmp_path, refusal, animals):
     assert "'legs'" in text
     assert "'four'" in text
     assert "row 7" in text
-    assert "'size'" in error(write(animals.assign(size=animals["size"].where(animals.index != 3))))
+    assert "'size'" in error(write(animals.assign(size=animals["size"].where(animals.index != 3, np.inf))))
     assert "one class" in error(write(animals.assign(kind="cat")))
     assert "has no value" in error(write(animals.assign(kind=animals["kind"].where(animals.index != 3))))
     assert "no column beside" in error(write(animals[["kind"]]))

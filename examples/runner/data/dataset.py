@@ -28,6 +28,7 @@ class Dataset:
     test_y: Tensor
     classes: list[str]
     groups: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()  # what was done to the data that a user should know, a line each
 
     def __post_init__(self) -> None:
         for split in ("train", "test"):

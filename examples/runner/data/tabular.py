@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import gzip
-import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from sklearn.datasets import fetch_covtype, fetch_openml, load_digits
-from sklearn.model_selection import train_test_split
 
+from runner.data.columns import encode_columns
 from runner.data.dataset import Dataset
+from runner.data.naming import naming
+from runner.data.split import split_rows
+from runner.data.table_file import open_text, read_table
 from runner.errors import Refused
 
 NAMED = ("digits", "covtype", "higgs")
@@ -28,8 +31,25 @@ COVTYPE_CLASSES = [
 ]
 
 
-def load_tabular(name_or_path: str, *, label: str | None = None, root: str | Path | None = None) -> Dataset:
-    """Load ``digits``, ``covtype`` or ``higgs`` by name, or a file of theirs or of your own by path."""
+@dataclass(frozen=True)
+class Table(Dataset):
+    """Rows of numbers, and where they come from."""
+
+    rows: np.ndarray | None = None  # the place of each row in the file, those to train on first; None: in order
+    raw: pd.DataFrame | None = None  # the columns as they are in the file, less the label, in its order
+
+    def places(self) -> np.ndarray:
+        """The place of each row in the file, those to train on first."""
+        return np.arange(len(self.train_y) + len(self.test_y)) if self.rows is None else self.rows
+
+
+def load_tabular(
+    name_or_path: str, *, label: str | None = None, drop: Sequence[str] = (), root: str | Path | None = None
+) -> Table:
+    """Load ``digits``, ``covtype`` or ``higgs`` by name, or a file of theirs or of your own by path.
+
+    Of a file of your own, ``label`` names the class, and the columns ``drop`` are left out.
+    """
     if name_or_path == "digits":
         return _digits()
     if name_or_path == "covtype":
@@ -45,7 +65,7 @@ def load_tabular(name_or_path: str, *, label: str | None = None, root: str | Pat
         known = "digits, covtype, higgs or the path of a .csv, .csv.gz, .data.gz or .parquet file"
         raise Refused(f"--data {name_or_path}: no such file; wanted {known}")
     if label is not None:
-        return _own_table(path, label)
+        return _own_table(path, label, drop)
     if path.suffix != ".parquet":
         numbers = _columns_without_header(path)
         if numbers == COVTYPE_COLUMNS:
@@ -59,12 +79,12 @@ def load_tabular(name_or_path: str, *, label: str | None = None, root: str | Pat
     )
 
 
-def _digits() -> Dataset:
+def _digits() -> Table:
     digits = load_digits()
     return _stratified("digits", digits.data, digits.target, [str(d) for d in range(10)])
 
 
-def _covtype(x: np.ndarray, y: np.ndarray) -> Dataset:
+def _covtype(x: np.ndarray, y: np.ndarray) -> Table:
     """Split and scale as in the paper; a file that was cut short is split as its rows allow."""
     if len(x) >= 100_000:
         train, test = 15_120, len(x)
@@ -80,7 +100,7 @@ def _covtype(x: np.ndarray, y: np.ndarray) -> Dataset:
     return _split("covtype", x, classes[:test], train, COVTYPE_CLASSES, groups=(10, 4, 40))
 
 
-def _higgs(x: np.ndarray, y: np.ndarray) -> Dataset:
+def _higgs(x: np.ndarray, y: np.ndarray) -> Table:
     """Test on the last 500,000 rows, as UCI asks, train on the first million; a smaller file gives its last fifth."""
     if len(x) >= 1_500_000:
         x, y = np.concatenate([x[:1_000_000], x[-500_000:]]), np.concatenate([y[:1_000_000], y[-500_000:]])
@@ -92,14 +112,13 @@ def _higgs(x: np.ndarray, y: np.ndarray) -> Dataset:
     return _split("higgs", _standardize(x, train), y.astype(np.int64), train, ["background", "signal"])
 
 
-def _own_table(path: Path, label: str) -> Dataset:
-    with _naming(path):
-        frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
-    frame.columns = frame.columns.map(str)
-    if label not in frame.columns:
-        some = ", ".join(frame.columns[:8]) + (", ..." if len(frame.columns) > 8 else "")
-        raise Refused(f"{path}: no column {label!r} for --label; it has {some}")
-    target, frame = frame[label], frame.drop(columns=label)
+def _own_table(path: Path, label: str, drop: Sequence[str]) -> Table:
+    frame, notes = read_table(path)
+    for name in (label, *drop):
+        if name not in frame.columns:
+            some = ", ".join(frame.columns[:8]) + (", ..." if len(frame.columns) > 8 else "")
+            raise Refused(f"{path}: no column {name!r} for {'--label' if name == label else '--drop'}; it has {some}")
+    target, frame = frame[label], frame.drop(columns=[label, *drop])
     if frame.shape[1] == 0:
         raise Refused(f"{path}: no column beside the label {label!r}")
     if target.isna().any():
@@ -109,34 +128,19 @@ def _own_table(path: Path, label: str) -> Dataset:
         raise Refused(
             f"{path}: label column {label!r} has {len(classes)} values in {len(target)} rows; wanted classes"
         )
-    for column in frame.columns:
-        values = pd.to_numeric(frame[column], errors="coerce")
-        text = values.isna() & frame[column].notna()
-        if text.any():
-            row = _first(text)
-            found = frame[column].iloc[row - 1]
-            raise Refused(
-                f"{path}: column {column!r} holds {found!r} in row {row}; wanted numbers (encode categories first)"
-            )
-        if not np.isfinite(values).all():
-            raise Refused(
-                f"{path}: column {column!r} is empty, NaN or infinite in row {_first(~np.isfinite(values))}"
-            )
-        frame[column] = values
-    return _stratified(path.stem, frame.to_numpy(np.float64), y, [str(c) for c in classes])
+    train, test = split_rows(path.stem, y)
+    encoded = encode_columns(frame, train, path)
+    rows, x = np.concatenate([train, test]), np.column_stack(encoded.columns)
+    names = [str(c) for c in classes]
+    data = _split(path.stem, x[rows], y[rows], len(train), names, notes=[*notes, *encoded.notes()])
+    return replace(data, rows=rows, raw=frame)
 
 
-def _stratified(name: str, x: np.ndarray, y: np.ndarray, classes: list[str]) -> Dataset:
-    """Four fifths train; every class is cut alike where it has the rows for it."""
-    if len(x) < 5:
-        raise Refused(f"{name}: {len(x)} rows are too few to split into training and test rows")
-    counts = np.bincount(y)
-    test = max(len(x) // 5, 1)
-    whole = counts.min() >= 2 and test >= len(classes)
-    order = train_test_split(np.arange(len(x)), test_size=test, random_state=0, stratify=y if whole else None)
-    rows = np.concatenate(order)
-    train = len(order[0])
-    return _split(name, _standardize(x[rows], train), y[rows], train, classes)
+def _stratified(name: str, x: np.ndarray, y: np.ndarray, classes: list[str]) -> Table:
+    train, test = split_rows(name, y)
+    rows = np.concatenate([train, test])
+    data = _split(name, _standardize(x[rows], len(train)), y[rows], len(train), classes)
+    return replace(data, rows=rows, raw=pd.DataFrame(x).rename(columns=lambda i: f"x{i}"))
 
 
 def _standardize(x: np.ndarray, train: int) -> np.ndarray:
@@ -147,17 +151,31 @@ def _standardize(x: np.ndarray, train: int) -> np.ndarray:
 
 
 def _split(
-    name: str, x: np.ndarray, y: np.ndarray, train: int, classes: list[str], groups: tuple[int, ...] = ()
-) -> Dataset:
+    name: str,
+    x: np.ndarray,
+    y: np.ndarray,
+    train: int,
+    classes: list[str],
+    *,
+    groups: tuple[int, ...] = (),
+    notes: Sequence[str] = (),
+) -> Table:
     inputs, labels = torch.from_numpy(x.astype(np.float32)), torch.from_numpy(y.astype(np.int64))
-    return Dataset(
-        name, inputs[:train], labels[:train], inputs[train:], labels[train:], classes, groups or (x.shape[1],)
+    return Table(
+        name,
+        inputs[:train],
+        labels[:train],
+        inputs[train:],
+        labels[train:],
+        classes,
+        groups=groups or (x.shape[1],),
+        notes=tuple(notes),
     )
 
 
 def _columns_without_header(path: Path) -> int | None:
     """How many numbers the first line holds, or None where it holds anything else (a header)."""
-    with _naming(path), (gzip.open if path.suffix == ".gz" else open)(path, "rt") as lines:
+    with naming(path), open_text(path, encoding="latin-1") as lines:
         first = lines.readline()
     if not first.strip():
         raise Refused(f"{path}: the file is empty")
@@ -168,7 +186,7 @@ def _columns_without_header(path: Path) -> int | None:
 
 
 def _read_numbers(path: Path) -> np.ndarray:
-    with _naming(path):
+    with naming(path):
         frame = pd.read_csv(path, header=None, dtype=np.float32)
     table = frame.to_numpy()
     if not np.isfinite(table).all():
@@ -179,19 +197,3 @@ def _read_numbers(path: Path) -> np.ndarray:
 
 def _first(mask: pd.Series) -> int:
     return int(np.flatnonzero(np.asarray(mask))[0]) + 1
-
-
-class _naming:
-    """Turn whatever a broken file raises into one line that names it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, pd.errors.EmptyDataError):
-            raise Refused(f"{self.path}: the file is empty") from error
-        if isinstance(error, (OSError, EOFError, ValueError, zlib.error)):
-            raise Refused(f"{self.path}: cannot be read: {error}".replace("\n", " ")) from error

@@ -31,6 +31,7 @@ class TabularSettings(Settings):
     """What only tables have."""
 
     label: str | None
+    drop: tuple[str, ...] | None
     dropout: float
     dropout_columns: int | None
 
@@ -47,11 +48,12 @@ class Tabular:
     def add_options(self, parser: argparse.ArgumentParser) -> None:
         option = parser.add_argument
         option("--label", metavar="COLUMN", help="the column that holds the class, for a file of your own")
+        option("--drop", nargs="+", metavar="COLUMN", help="leave these columns of a file of your own out")
         option("--dropout", type=float, metavar="P", help="input dropout of the default augmentation (default: 0.2)")
         option("--dropout-columns", type=int, metavar="K", help="drop inputs in the first K columns alone")
 
     def load(self, given: Mapping[str, Any]) -> Dataset:
-        return load_tabular(given["data"], label=given["label"], root=given["data_root"])
+        return load_tabular(given["data"], label=given["label"], drop=given["drop"] or (), root=given["data_root"])
 
     def recipe(self, data_name: str, device: torch.device) -> dict[str, Any]:
         return {"width": 4, "dropout": 0.2, "temperature": 0.1, **RECIPES.get(data_name, RECIPES["other"])}

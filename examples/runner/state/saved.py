@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -26,18 +27,20 @@ def open_run(
     *,
     data: str | None = None,
     label: str | None = None,
+    drop: Sequence[str] | None = None,
     root: str | None = None,
 ) -> tuple[nn.Module, Task]:
     """Return the encoder with its weights, and the data with what makes network inputs of them.
 
-    ``data``: other data than it was trained on, with their own ``label``; ``root``: where downloads are kept.
+    ``data``: other data than it was trained on, with their own ``label`` and columns to ``drop``; ``root``: where
+    downloads are kept.
     """
     state = read_checkpoint(checkpoint)
     config = dict(state["config"])
     if data is not None:
-        config.update(data=data, label=label)
-    elif label is not None:
-        config["label"] = label
+        config.update(data=data, label=label, drop=drop)
+    else:
+        config.update({key: value for key, value in {"label": label, "drop": drop}.items() if value is not None})
     with naming(checkpoint):
         domain = DOMAINS[config["domain"]]
         settings = _as_settings(domain, config, device)
