@@ -58,13 +58,12 @@ class IMixLoss(nn.Module):
         >>> criterion(x, torch.randn(8, 4), labels).shape
         torch.Size([8])
 
-        Classes belong to the rows of b:
+        Classes go with the rows of b, so that a mixed row is asked for its partner's class as well:
 
-        >>> def same_class(a, b, classes, everyone):
-        ...     return -((a @ b.T).log_softmax(dim=1) * (classes[:, None] == everyone)).sum(dim=1)
-        >>> classes = torch.randint(3, (8,))
-        >>> criterion = IMixLoss(same_class, paired=("everyone",))
-        >>> criterion(x, torch.randn(8, 4), labels, classes=classes, everyone=classes).shape
+        >>> def same_class(a, b, classes):
+        ...     return -((a @ b.T).log_softmax(dim=1) * (classes[:, None] == classes)).sum(dim=1)
+        >>> criterion = IMixLoss(same_class, paired=("classes",))
+        >>> criterion(x, torch.randn(8, 4), labels, classes=torch.randint(3, (8,))).shape
         torch.Size([8])
     """
 

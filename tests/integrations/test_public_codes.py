@@ -204,7 +204,7 @@ CODES = {
 }
 
 
-AWAITED = {"ts2vec_fit", "open_clip_train", "simcse"}
+AWAITED = {"open_clip_train", "simcse"}
 NAMES = [pytest.param(name, marks=[pytest.mark.xfail(strict=True)] if name in AWAITED else []) for name in CODES]
 
 
