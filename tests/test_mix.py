@@ -1,3 +1,4 @@
+import io
 from collections import namedtuple
 
 import pytest
@@ -6,6 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.utils.rnn import pack_sequence
+from torch.utils import _pytree as pytree
 
 from imix_aug import IMix, InputMix, VirtualLabels
 from imix_aug._mixing import draw as _draw
@@ -275,6 +280,16 @@ REFUSED_SETTINGS = [
     (lambda: IMix(mode=None), TypeError, "mode"),
     (lambda: IMix(per_sample=1), TypeError, "per_sample"),
     (lambda: IMix(generator=0), TypeError, "generator"),
+    (lambda: IMix(dims=(1,)), ValueError, "dims"),
+    (lambda: IMix(mode="cutmix", dims=1), TypeError, "dims"),
+    (lambda: IMix(mode="cutmix", dims=(1.0,)), TypeError, "dims"),
+    (lambda: IMix(mode="cutmix", dims=()), ValueError, "dims"),
+    (lambda: IMix(mode="cutmix", dims=(0, 1)), ValueError, "dims"),
+    (lambda: IMix(mode="cutmix", dims=(2, 2)), ValueError, "dims"),
+    (lambda: IMix(only=1.5), TypeError, "only"),
+    (lambda: IMix(skip=()), ValueError, "skip"),
+    (lambda: IMix(only="a", skip="b"), ValueError, "skip"),
+    (lambda: InputMix(skip=torch.zeros(1)), TypeError, "skip"),
     (lambda: InputMix(0), ValueError, "num_aux"),
     (lambda: InputMix(1.0), TypeError, "num_aux"),
     (lambda: InputMix(alpha=0), ValueError, "alpha"),
@@ -293,21 +308,266 @@ REFUSED_INPUTS = [
     (IMix(), torch.tensor(1.0), ValueError, "0-d"),
     (IMix(), torch.zeros(0, 3), ValueError, "at least one row"),
     (IMix(), torch.zeros(3, 2, dtype=torch.int64), TypeError, "int64"),
-    (IMix(), [[1.0, 2.0]], TypeError, "float inside a list"),
+    (IMix(), [[1.0, 2.0]], TypeError, "float; only= or skip=0 leaves it as it is$"),
     (IMix(), {}, ValueError, "empty dict"),
     (IMix(), None, TypeError, "got NoneType$"),
     (IMix(), "text", TypeError, "str"),
-    (IMix(), (torch.zeros(3, 2), torch.zeros(4, 2)), ValueError, r"\(3, 2\), \(4, 2\)"),
-    (IMix(), (torch.zeros(3, 2), torch.zeros(3, 2, device="meta")), ValueError, "got cpu and meta$"),
+    (IMix(), (torch.zeros(3, 2), torch.zeros(4, 2)), ValueError, r"have as many rows as x\[0\], 3, got shape \(4, 2\)"),
+    (IMix(), (torch.zeros(3, 2), torch.zeros(3, 2, device="meta")), ValueError, r"device of x\[0\], cpu, got meta$"),
     (IMix(mode="cutmix"), torch.zeros(3, 2), ValueError, r"\(3, 2\)"),
     (IMix(mode="cutmix"), torch.zeros(3, 2, 4, 5, 6), ValueError, r"\(3, 2, 4, 5, 6\)"),
-    (IMix(mode="cutmix"), (torch.zeros(3, 1, 4), torch.zeros(3, 1, 5)), ValueError, r"\(4,\) and \(5,\)"),
+    (
+        IMix(mode="cutmix"),
+        (torch.zeros(3, 1, 4), torch.zeros(3, 1, 5)),
+        ValueError,
+        r"size of x\[0\] .*\(4,\), got \(5,\)",
+    ),
     (InputMix(), torch.zeros(3, 2, dtype=torch.uint8), TypeError, "uint8"),
+    (IMix(mode="cutmix", dims=(2,)), torch.zeros(3, 2), ValueError, r"dims=\(2,\).*\(3, 2\)"),
+    (IMix(mode="cutmix", dims=(-2,)), torch.zeros(3, 2), ValueError, r"dims=\(-2,\).*\(3, 2\)"),
+    (IMix(mode="cutmix", dims=(1, -1)), torch.zeros(3, 2), ValueError, r"once each"),
+    (IMix(mode="cutmix", dims=(1,)), torch.zeros(3, 0, 2), ValueError, r"empty where it is cut, got \(3, 0, 2\)"),
+    (IMix(), {"x": torch.zeros(3, 2), "age": torch.zeros(3).long()}, TypeError, "int64; only= or skip='age'"),
+    (IMix(), {"x": torch.zeros(3, 2), "name": "abc"}, TypeError, "got str; only= or skip='name'"),
+    (IMix(), {"x": torch.zeros(3, 2), "y": torch.zeros(2, 2), "name": "abc"}, TypeError, "got str"),
+    (IMix(skip="x"), {"x": torch.zeros(3, 2)}, ValueError, "at least one tensor to mix"),
+    (IMix(), pack_sequence([torch.zeros(3), torch.zeros(2)]), TypeError, "PackedSequence"),
+    (IMix(), (torch.zeros(2, 3), pack_sequence([torch.zeros(3)])), TypeError, "PackedSequence"),
+    (IMix(), torch.nested.nested_tensor([torch.zeros(3), torch.zeros(2)]), TypeError, "nested"),
+    (
+        IMix(),
+        (torch.zeros(3), torch.nested.nested_tensor([torch.zeros(3), torch.zeros(2)], layout=torch.jagged)),
+        TypeError,
+        "nested",
+    ),
+    (IMix(), torch.zeros(3, 2).to_sparse(), TypeError, "sparse_coo"),
+    (IMix(mode="cutmix"), torch.zeros(3, 2, 2).to_sparse(), TypeError, "sparse_coo"),
+    (IMix(), torch.ones(3, 2).to_sparse_csr(), TypeError, "sparse_csr"),
+    (IMix(), torch.quantize_per_tensor(torch.ones(3, 2), 0.1, 0, torch.qint8), TypeError, "quantized"),
+    (IMix(), torch.zeros(3, 2).to(torch.float8_e5m2), TypeError, "float8_e5m2"),
 ]
 
 
 @pytest.mark.parametrize(("mix", "x", "error", "message"), REFUSED_INPUTS)
 @pytest.mark.parametrize("training", [True, False])
 def test_refused_inputs(mix, x, error, message, training):
-    with pytest.raises(error, match=f"^x must .*{message}"):
+    with pytest.raises(error, match=rf"^x(\[.*\])* must .*{message}"):
         mix.train(training)(x)
+
+
+@given(
+    shape=st.lists(st.integers(1, 6), min_size=2, max_size=5),
+    count=st.integers(1, 3),
+    negative=st.booleans(),
+    per_sample=st.booleans(),
+    seed=st.integers(0, 999),
+)
+def test_cutmix_cuts_the_dimensions_that_it_is_told(shape, count, negative, per_sample, seed):
+    dims = torch.randperm(len(shape) - 1, generator=generator(seed))[:count].add(1).tolist()
+    x = torch.arange(shape[0]).view(-1, *(1 for _ in shape[1:])).expand(shape).double()
+    named = tuple(dim - len(shape) if negative else dim for dim in dims)
+    imix = IMix(1.0, "cutmix", per_sample=per_sample, dims=named, generator=generator(seed))
+    mixed, labels = imix(x)
+    for i, partner in enumerate(labels.partner.tolist()):
+        if partner == i:
+            continue
+        taken = mixed[i] == partner
+        assert labels.lam[i].item() == pytest.approx(1 - taken.double().mean().item(), abs=1e-6)
+        # A box in the named dimensions, whole in all others.
+        wanted = torch.ones_like(taken)
+        for dim in range(len(shape) - 1):
+            along = taken.movedim(dim, 0).reshape(taken.shape[dim], -1).any(dim=1)
+            if dim + 1 not in dims:
+                assert along.all() or not along.any()
+            places = along.nonzero().flatten()
+            assert len(places) == 0 or len(places) == places.max() - places.min() + 1
+            wanted &= along.view([-1 if axis == dim else 1 for axis in range(len(shape) - 1)])
+        assert torch.equal(taken, wanted)
+
+
+def test_series_with_time_first_are_cut_along_time():
+    series = torch.randn(8, 50, 3)
+    turned, labels = IMix(mode="cutmix", generator=generator(3))(series.transpose(1, 2))
+    mixed, same = IMix(mode="cutmix", dims=(1,), generator=generator(3))(series)
+    assert torch.equal(mixed, turned.transpose(1, 2))
+    assert torch.equal(same.lam, labels.lam)
+    assert repr(IMix(mode="cutmix", dims=(1,))).endswith("per_sample=False, dims=(1,))")
+
+
+@pytest.mark.parametrize("mix", [IMix, InputMix])
+def test_only_and_skip_refuse_keys_that_are_not_there(mix):
+    for name in ("only", "skip"):
+        with pytest.raises(ValueError, match=f"^{name} must name keys of x, got 'aeg', x has 'age', 'x'$"):
+            mix(**{name: ("x", "aeg")})({"age": 1, "x": torch.zeros(3, 2)})
+
+
+@pytest.mark.parametrize("mix", [IMix, InputMix])
+def test_only_and_skip_leave_the_rest_as_it_is(mix):
+    batch = {"image": torch.randn(4, 3), "more": {"age": torch.arange(4), "name": "abcd", "wave": torch.randn(4, 5)}}
+    for settings, kept in (
+        ({"skip": ("age", "name")}, {"age", "name"}),
+        ({"skip": "more"}, {"age", "name", "wave"}),
+        ({"only": ["image", "wave"]}, {"age", "name"}),
+        ({"only": "wave"}, {"age", "name", "image"}),
+    ):
+        result = mix(generator=generator(1), **settings)(batch)
+        mixed = result[0] if mix is IMix else result
+        before, after = ({"image": each["image"], **each["more"]} for each in (batch, mixed))
+        assert {name for name in before if after[name] is before[name]} == kept
+        wanted = mix(generator=generator(1))([before[name] for name in before if name not in kept])
+        wanted = wanted[0] if mix is IMix else wanted
+        for ours, theirs in zip((after[name] for name in before if name not in kept), wanted, strict=True):
+            assert torch.equal(ours, theirs)
+    pair = torch.randn(4, 3), torch.arange(4)
+    result = mix(skip=1)(pair)
+    assert (result[0] if mix is IMix else result)[1] is pair[1]
+    views = Views(torch.randn(4, 3), None)
+    result = mix(only="image")(views)
+    assert (result[0] if mix is IMix else result).mask is None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_the_default_dtype_does_not_matter(dtype):
+    x = torch.randn(2000, 3, 7, 9, dtype=torch.float32)[:, :, :7, :9]
+    draws = []
+    for default in (torch.float32, dtype):
+        torch.set_default_dtype(default)
+        try:
+            draws.append(
+                [
+                    *IMix(0.2, generator=generator())(x)[1],
+                    *IMix(mode="cutmix", per_sample=True, generator=generator())(x)[1],
+                    InputMix(generator=generator())(x),
+                    InputMix(3, generator=generator())(x),
+                    *VirtualLabels.identity(5),
+                ]
+            )
+        finally:
+            torch.set_default_dtype(torch.float32)
+    for ours, theirs in zip(*draws, strict=True):
+        assert ours.dtype == theirs.dtype
+        assert torch.equal(ours, theirs)
+    lam = draws[1][0]
+    assert lam.dtype == torch.float32
+    assert len(lam[lam < 0.99].unique()) > 0.99 * (lam < 0.99).sum()
+
+
+def test_the_default_device_does_not_matter():
+    x = torch.randn(5, 3, 6)
+    with torch.device("meta"):
+        for mix in (IMix(0.5), IMix(mode="cutmix"), InputMix(2), InputMix()):
+            result = mix(x)
+            mixed = result[0] if isinstance(result, tuple) else result
+            assert mixed.device.type == "cpu"
+        mixed, labels = IMix()(x)
+        assert labels.mix(x).device.type == labels.dense().device.type == "cpu"
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 4.0])
+@pytest.mark.parametrize("min_weight", [0.5, 0.0, 0.8])
+def test_inputmix_with_one_other_row_folds_beta_as_the_authors_do(alpha, min_weight):
+    n = 4000
+    mixed = InputMix(1, alpha, min_weight=min_weight, generator=generator())(torch.eye(n, dtype=torch.float64))
+    own = (mixed.diagonal().numpy() - min_weight) / (1 - min_weight) / 2 + 0.5
+    assert stats.kstest(own, folded_cdf(alpha, alpha)).pvalue > 1e-3
+    if (alpha, min_weight) == (0.5, 0.5):  # E max(b, 1 - b) for the arcsine law: 1/2 + 1/pi.
+        assert mixed.diagonal().mean().item() == pytest.approx(0.5 + 1 / torch.pi, abs=0.01)
+
+
+TRANSFORMED = {
+    "mixup": lambda g: IMix(0.7, generator=g),
+    "one lambda": lambda g: IMix(per_sample=False, generator=g),
+    "cutmix": lambda g: IMix(mode="cutmix", generator=g),
+    "cutmix per row": lambda g: IMix(mode="cutmix", per_sample=True, dims=(1,), generator=g),
+    "inputmix": lambda g: InputMix(2, generator=g),
+}
+
+
+def matrix_of(mix, x):
+    """The mix is linear: its matrix, by mixing each unit vector alone."""
+    columns = []
+    for place in range(x.numel()):
+        unit = torch.zeros(x.numel(), dtype=x.dtype)
+        unit[place] = 1
+        columns.append(mix(unit.view_as(x)).flatten())
+    return torch.stack(columns, dim=1)
+
+
+@pytest.mark.parametrize("name", TRANSFORMED)
+def test_transforms_of_torch_func(name):
+    x, tangent = torch.randn(2, 4, 4, 4, dtype=torch.float64)
+
+    def mix(x):
+        result = TRANSFORMED[name](generator(1))(x)
+        return result[0] if isinstance(result, tuple) else result
+
+    matrix = matrix_of(mix, x)
+    assert not torch.equal(matrix, torch.eye(x.numel(), dtype=x.dtype))
+    mixed, pushed = torch.func.jvp(mix, (x,), (tangent,))
+    torch.testing.assert_close(mixed.flatten(), matrix @ x.flatten())
+    torch.testing.assert_close(pushed.flatten(), matrix @ tangent.flatten())
+    with torch.autograd.forward_ad.dual_level():
+        dual = mix(torch.autograd.forward_ad.make_dual(x, tangent))
+        pushed = torch.autograd.forward_ad.unpack_dual(dual).tangent
+    torch.testing.assert_close(pushed.flatten(), matrix @ tangent.flatten())
+    grad = torch.func.grad(lambda x: (mix(x) * tangent).sum())(x)
+    torch.testing.assert_close(grad.flatten(), matrix.T @ tangent.flatten())
+    jacobian = torch.func.jacrev(mix)(x).reshape(x.numel(), x.numel())
+    torch.testing.assert_close(jacobian, matrix)
+
+
+@pytest.mark.parametrize("mode", ["mixup", "cutmix"])
+@pytest.mark.parametrize("randomness", ["same", "different"])
+def test_vmap(mode, randomness):
+    x = (
+        torch.arange(12.0).view(4, 1, 1, 3).expand(4, 1, 7, 3).movedim(3, 0).contiguous()
+    )  # (3, 4, 1, 7): every row unlike
+    mixed, labels = torch.func.vmap(lambda x: tuple(IMix(mode=mode)(x)), randomness=randomness)(x)
+    lams = labels.lam
+    assert lams.shape == (3, 4)
+    assert torch.equal(lams[0], lams[1]) == (randomness == "same")
+    for group in range(3):
+        one = VirtualLabels(lams[group], labels.partner[group])
+        torch.testing.assert_close(mixed[group].mean(dim=(1, 2)), blended(x[group].mean(dim=(1, 2)), one).float())
+
+
+class Mixing(nn.Module):
+    def __init__(self, mix):
+        super().__init__()
+        self.mix = mix
+
+    def forward(self, x):
+        return self.mix(x)
+
+
+@pytest.mark.parametrize("mode", ["mixup", "cutmix"])
+def test_export_keeps_the_labels_a_named_tuple(mode):
+    x = torch.randn(6, 2, 5)
+    file = io.BytesIO()
+    torch.export.save(torch.export.export(Mixing(IMix(0.5, mode)), (x,)), file)
+    file.seek(0)
+    mixed, labels = torch.export.load(file).module()(x)
+    assert isinstance(labels, VirtualLabels)
+    if mode == "mixup":
+        torch.testing.assert_close(mixed, blended(x, labels).float())
+
+
+@pytest.mark.parametrize("tracing_mode", ["real", "fake", "symbolic"])
+@pytest.mark.parametrize("mix", [IMix(0.5), IMix(mode="cutmix", per_sample=True)])
+def test_make_fx(mix, tracing_mode):
+    x = torch.randn(6, 2, 5)
+    mixed, lam, partner = make_fx(lambda x: pytree.tree_leaves(mix(x)), tracing_mode=tracing_mode)(x)(x)
+    if mix.mode == "mixup":
+        torch.testing.assert_close(mixed, blended(x, VirtualLabels(lam, partner)).float())
+
+
+def test_fake_and_meta_tensors():
+    with FakeTensorMode():
+        x = torch.randn(6, 2, 5)
+        for mix in (IMix(), IMix(mode="cutmix", dims=(1,)), InputMix(2)):
+            result = mix(x)
+            assert (result[0] if isinstance(result, tuple) else result).shape == x.shape
+        labels = VirtualLabels(torch.rand(3), torch.arange(3))
+        assert labels.dense().shape == (3, 3)
+    mixed, labels = IMix(mode="cutmix")(torch.empty(6, 2, 5, device="meta"))
+    assert mixed.device.type == labels.lam.device.type == labels.mix(mixed).device.type == "meta"

@@ -1,5 +1,7 @@
 """The mixing operators, as PyTorch sees them: on CPU here, and under the interpreter in ``test_triton.py``."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -17,10 +19,13 @@ def one_by_one(x, partner, lam):
     return torch.stack([lam[i % len(lam)] * x[i] + (1 - lam[i % len(lam)]) * x[j] for i, j in enumerate(partner)])
 
 
-def pasted(x, partner, bounds):
+def pasted(x, partner, bounds, dims):
     result = x.clone()
     for i, j in enumerate(partner):
-        box = (slice(None), *(slice(*bound) for bound in bounds[i % len(bounds)].tolist()))
+        box = [slice(None)] * (x.dim() - 1)
+        for dim, bound in zip(dims, bounds[i % len(bounds)].tolist(), strict=True):
+            box[dim - 1] = slice(*bound)
+        box = tuple(box)
         result[i][box] = x[j][box]
     return result
 
@@ -43,11 +48,22 @@ def test_blend_in_blocks_of_any_size(shape, per_sample, dtype, monkeypatch):
 
 @pytest.mark.parametrize("shape", [(4, 2, 9), (5, 3, 4, 6)])
 @pytest.mark.parametrize("per_sample", [True, False])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.uint8, torch.bool, torch.complex64])
+@pytest.mark.parametrize(
+    "dtype",
+    "bfloat16 float32 uint8 bool complex64 uint16 uint64 float8_e4m3fn float8_e5m2".split(),
+)
 def test_paste_keeps_every_bit(shape, per_sample, dtype):
-    x = (torch.randn(shape) * 40).abs().to(dtype) if dtype == torch.uint8 else torch.randn(shape).to(dtype)
-    partner, bounds = torch.randperm(shape[0]), boxes(shape[0] if per_sample else 1, shape[2:])
-    assert torch.equal(mix.paste(x, partner, bounds), pasted(x, partner, bounds))
+    dtype = getattr(torch, dtype)
+    bits = torch.randint(0, 2 if dtype == torch.bool else 100, (*shape, dtype.itemsize), dtype=torch.uint8)
+    x = bits.view(dtype).squeeze(-1)
+    partner = torch.randperm(shape[0])
+    for count in range(1, len(shape)):
+        for dims in itertools.combinations(range(1, len(shape)), count):
+            bounds = boxes(shape[0] if per_sample else 1, [shape[dim] for dim in dims])
+            wanted = pasted(bits, partner, bounds, dims)
+            ours = mix.paste(x, partner, bounds, dims)
+            assert ours.dtype == dtype
+            assert torch.equal(ours.contiguous().unsqueeze(-1).view(torch.uint8), wanted)
 
 
 @pytest.mark.parametrize("per_sample", [True, False])
@@ -55,7 +71,7 @@ def test_gradients_of_any_order(per_sample):
     x = torch.randn(5, 2, 3, 4, dtype=torch.float64, requires_grad=True)
     partner, count = torch.tensor([2, 0, 1, 4, 3]), 5 if per_sample else 1
     lam, bounds = torch.rand(count), boxes(count, (3, 4))
-    for function in (lambda x: mix.blend(x, partner, lam), lambda x: mix.paste(x, partner, bounds)):
+    for function in (lambda x: mix.blend(x, partner, lam), lambda x: mix.paste(x, partner, bounds, (2, 3))):
         assert torch.autograd.gradcheck(function, x)
         assert torch.autograd.gradgradcheck(function, x)
         # Squaring makes the second derivative a number to compare, and not the zero of a linear function.
@@ -74,8 +90,8 @@ def test_the_operators_are_registered_as_pytorch_asks():
         n = len(batch)
         order = partner.argsort()[:n].argsort()
         torch.library.opcheck(mix._blend, (batch, order, lam[:n], 1 - lam[:n]))
-        torch.library.opcheck(mix._paste, (batch, order, bounds[:n], None))
-        torch.library.opcheck(mix._paste, (batch, order, bounds[:n], bounds[:n].flip(0)))
+        torch.library.opcheck(mix._paste, (batch, order, bounds[:n], None, [2, 3]))
+        torch.library.opcheck(mix._paste, (batch, order, bounds[:n], bounds[:n].flip(0), [2, 3]))
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import multiprocessing as mp
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, default_collate
 from torch.utils.data._utils.pin_memory import pin_memory
 
@@ -354,3 +355,137 @@ def test_without_a_generator_the_global_one_moves_on(name, device):
     assert not torch.equal(global_state(device), before)
     torch.manual_seed(11)
     torch.testing.assert_close(DRAWS[name](None, device), first, rtol=0, atol=0)
+
+
+CHECKPOINTED = {
+    "mixup": lambda g: IMix(0.7, generator=g),
+    "cutmix": lambda g: IMix(mode="cutmix", dims=(1,), generator=g),
+    "inputmix": lambda g: InputMix(2, generator=g),
+}
+
+
+class MixedHalfway(nn.Module):
+    """A network that mixes what its first layer made, drops some of it, mixes again, and has layers behind."""
+
+    def __init__(self, make, generator):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 5), nn.Linear(5, 4)
+        self.mix, self.drop = make(generator), nn.Dropout(0.3)
+
+    def mixed(self, x):
+        result = self.mix(x)
+        return result[0] if isinstance(result, tuple) else result
+
+    def forward(self, x):
+        x = self.drop(self.mixed(self.first(x).tanh()))
+        return self.last(self.mixed(x).tanh()).tanh()
+
+
+def step_by_step(name, run, together, reseeded=False):
+    """The losses' gradients after three steps of two forward passes each, which wait for a backward pass each."""
+    torch.manual_seed(1)
+    generator = torch.Generator().manual_seed(2)
+    net, grads = MixedHalfway(CHECKPOINTED[name], generator).double(), []
+    batches = torch.randn(3, 2, 7, 6, dtype=torch.float64)
+    for pair in batches:
+        outs = []
+        for x in pair:
+            if reseeded:
+                torch.manual_seed(5)
+            torch.rand(3)  # PyTorch's own generator: what a checkpoint restores.
+            outs.append(run(net, x.clone().requires_grad_()).square().mean())
+        for out in [sum(outs)] if together else reversed(outs):
+            out.backward()
+        grads.append([parameter.grad.clone() for parameter in net.parameters()])
+    return grads, generator.get_state()
+
+
+@pytest.mark.parametrize("name", CHECKPOINTED)
+@pytest.mark.parametrize("use_reentrant", [True, False])
+@pytest.mark.parametrize("together", [True, False])
+def test_a_recomputation_draws_the_same_mix(name, use_reentrant, together):
+    def checkpointed(net, x):
+        return checkpoint(net, x, use_reentrant=use_reentrant)
+
+    # The reference has the checkpointed run's dropout, so it moves PyTorch's generator as that does: one number a draw.
+    def plain(net, x):
+        before = net.mix.forward
+
+        def forward(x):
+            result = before(x)
+            torch.empty((), dtype=torch.int64).random_()
+            return result
+
+        net.mix.forward = forward
+        try:
+            return net(x)
+        finally:
+            net.mix.forward = before
+
+    wanted, wanted_state = step_by_step(name, plain, together)
+    ours, state = step_by_step(name, checkpointed, together)
+    assert torch.equal(state, wanted_state)
+    for ours_step, wanted_step in zip(ours, wanted, strict=True):
+        for one, other in zip(ours_step, wanted_step, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_a_recomputation_that_cannot_know_its_draw_is_refused(use_reentrant):
+    def run(net, x):
+        return checkpoint(net, x, use_reentrant=use_reentrant)
+
+    with pytest.raises(RuntimeError, match="^generator must be None in a checkpointed part"):
+        step_by_step("mixup", run, False, reseeded=True)
+    with pytest.raises(RuntimeError, match="^generator must be None in a checkpointed part"):
+        step_by_step(
+            "mixup", lambda net, x: checkpoint(net, x, use_reentrant=use_reentrant, preserve_rng_state=False), False
+        )
+
+
+def test_checkpoints_need_no_generator():
+    net, x = MixedHalfway(lambda g: IMix(), None).double(), torch.randn(7, 6, dtype=torch.float64)
+    grads = []
+    for run in (net, lambda x: checkpoint(net, x, use_reentrant=False)):
+        torch.manual_seed(3)
+        net.zero_grad()
+        run(x).sum().backward()
+        grads.append(net.first.weight.grad)
+    torch.testing.assert_close(*grads)
+
+
+def inherited(make):
+    """A collate function whose generator was made in the main process."""
+    return MixingCollate(make(torch.Generator().manual_seed(4)))
+
+
+class Unseeded:
+    """A collate function that makes its mix in the worker."""
+
+    def __call__(self, samples):
+        return IMix(generator=torch.Generator().manual_seed(4))(default_collate(samples))
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_workers_and_epochs_draw_differently_from_one_generator(context):
+    if context == "fork" and sys.platform != "linux":
+        pytest.skip("fork is safe with PyTorch on Linux alone")
+
+    def lams(collate, seed, epochs=1):
+        torch.manual_seed(seed)
+        loader = DataLoader(Numbers(), 8, num_workers=2, collate_fn=collate, multiprocessing_context=context)
+        return torch.stack([labels.lam for _ in range(epochs) for _, (_, labels) in zip(range(4), loader, strict=True)])
+
+    collate = inherited(lambda g: IMix(generator=g))
+    two_epochs = lams(collate, 0, epochs=2)
+    assert len(two_epochs.unique()) == two_epochs.numel()
+    assert torch.equal(lams(collate, 0), two_epochs[:4])  # The loader's seed and the generator's state decide.
+    assert not torch.equal(lams(collate, 1), two_epochs[:4])
+    assert not torch.equal(
+        lams(inherited(lambda g: IMix(generator=torch.Generator().manual_seed(5))), 0), two_epochs[:4]
+    )
+    own = lams(Unseeded(), 0)
+    assert torch.equal(own, own[:1].expand(4, -1))  # A generator made in the worker is the worker's affair.
+    in_main = [IMix(generator=torch.Generator().manual_seed(4))(torch.randn(8, 3))[1].lam for _ in range(2)]
+    assert torch.equal(*in_main)
+    assert torch.equal(in_main[0], own[0])

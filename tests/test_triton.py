@@ -46,7 +46,7 @@ KERNELS = {
     ),
     "_mixing.triton._paste_block": (
         {"x": "*bf16", "partner": "*i64", "taken": "*i64", "given": "*i64", "result": "*bf16"}
-        | {"lines": "i32", "lines_a_row": "i32", "height": "i32", "line": "i32"},
+        | {"lines": "i32", "lines_a_row": "i32", "height": "i32", "between": "i32", "line": "i32"},
         {"LINES": 8, "COLUMNS": 256, "INNER": 3, "AXES": 2, "BOXES": True},
     ),
 }

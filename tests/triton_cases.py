@@ -272,16 +272,24 @@ def test_blend(shape, memory_format, dtype, per_sample):
 @pytest.mark.parametrize("per_sample", [True, False])
 def test_paste(shape, memory_format, dtype, per_sample):
     x, n, partner = batch(shape, memory_format, dtype), shape[0], torch.randperm(shape[0])
-    taken, given = (random_boxes(n if per_sample else 1, shape[2:]) for _ in range(2))
+    # The last case is the default of cutmix; the others are what dims= can ask for.
+    every = [dims for count in (1, 2) for dims in itertools.combinations(range(1, len(shape)), count)]
+    for dims in [*every, tuple(range(2, len(shape)))[:2]]:
+        taken, given = (random_boxes(n if per_sample else 1, [shape[dim] for dim in dims]) for _ in range(2))
+        check_paste(x, partner, taken, given, dims, memory_format)
+
+
+def check_paste(x, partner, taken, given, dims, memory_format):
+    dtype = x.dtype
     for kind in (dtype, torch.bool, torch.uint8, torch.int64):
         value = x.abs().mul(9).to(kind) if kind == torch.uint8 and not dtype.is_complex else x.real.to(kind)
         value = x if kind == dtype else value.contiguous(memory_format=memory_format)
         result = torch.full_like(value, 7)
-        mix_triton.paste(value, partner, taken, None, result)
-        assert torch.equal(result, cut_and_paste(value, partner, taken, taken))
+        mix_triton.paste(value, partner, taken, None, result, dims)
+        assert torch.equal(result, cut_and_paste(value, partner, taken, taken, dims))
     result = torch.full_like(x, 7)
-    mix_triton.paste(x, partner, taken, given, result)
-    close(result, cut_and_paste(x, partner, taken, given), dtype)
+    mix_triton.paste(x, partner, taken, given, result, dims)
+    close(result, cut_and_paste(x, partner, taken, given, dims), dtype)
 
 
 def random_boxes(count, sizes):
@@ -290,12 +298,16 @@ def random_boxes(count, sizes):
     return torch.stack([starts, torch.minimum(starts + lengths, torch.tensor(sizes))], dim=2)
 
 
-def cut_and_paste(x, partner, taken, given):
+def cut_and_paste(x, partner, taken, given, dims):
     """Cut one box out of each row and add what its partner has in another, slice by slice."""
     result = x.clone()
     for i in range(len(x)):
         box, other = (
-            (slice(None), *(slice(*bound) for bound in bounds[i % len(bounds)].tolist())) for bounds in (taken, given)
+            tuple(
+                slice(*bounds[i % len(bounds)][dims.index(dim)].tolist()) if dim in dims else slice(None)
+                for dim in range(1, x.dim())
+            )
+            for bounds in (taken, given)
         )
         result[i][box] = 0
         result[i][other] += x[partner[i]][other]
@@ -305,4 +317,4 @@ def cut_and_paste(x, partner, taken, given):
 def test_rows_without_elements_need_no_kernel():
     x, partner, one = torch.empty(3, 2, 0), torch.arange(3), torch.ones(3)
     mix_triton.blend(x, partner, one, one, torch.empty_like(x))
-    mix_triton.paste(x, partner, torch.zeros(1, 1, 2, dtype=torch.int64), None, torch.empty_like(x))
+    mix_triton.paste(x, partner, torch.zeros(1, 1, 2, dtype=torch.int64), None, torch.empty_like(x), (2,))

@@ -34,6 +34,8 @@ def mixing_keeps_the_type_of_the_batch(images: Tensor, patients: Patient, batch:
     assert_type(imix((images, images)), tuple[tuple[Tensor, Tensor], VirtualLabels])
     assert_type(imix([images, images]), tuple[list[Tensor], VirtualLabels])
     assert_type(InputMix(num_aux=2)(patients), Patient)
+    IMix(mode="cutmix", dims=(1,), skip=("age", 0))
+    IMix(mode="cutmixx")  # type: ignore[arg-type]  # pyright: ignore
 
 
 def labels_unpack(images: Tensor) -> None:
@@ -45,6 +47,9 @@ def labels_unpack(images: Tensor) -> None:
     assert_type(labels.dense(8), Tensor)
     assert_type(labels.to("cpu"), VirtualLabels)
     assert_type(VirtualLabels.identity(8), VirtualLabels)
+    assert_type(VirtualLabels.cat([labels, labels]), VirtualLabels)
+    assert_type(labels.mix(images), Tensor)
+    assert_type(labels.mix({"mask": images}), dict[str, Tensor])
 
 
 def losses_are_tensors(net: nn.Module, view_1: Tensor, view_2: Tensor, classes: Tensor) -> None:

@@ -32,3 +32,8 @@ __all__ = [
     "imix_ntxent_loss",
     "imix_supcon_loss",
 ]
+
+# Pickles name a class by its module, and must outlive the private one.
+for _name in __all__:
+    globals()[_name].__module__ = __name__
+del _name

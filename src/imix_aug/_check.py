@@ -222,6 +222,33 @@ def choice(name: str, value: object, options: tuple[str, ...]) -> str:
     return value
 
 
+def dims(value: object) -> tuple[int, ...] | None:
+    """Accept None, or the dimensions that are cut: integers, none of them the rows'."""
+    if value is None:
+        return None
+    if not isinstance(value, tuple | list) or any(
+        isinstance(each, bool) or not isinstance(each, int) for each in value
+    ):
+        raise TypeError(f"dims must be a tuple of ints, such as (1,), got {value!r}")
+    if not value or 0 in value or len(set(value)) < len(value):
+        raise ValueError(
+            f"dims must name one dimension or more, once each and none of them the rows (0), got {value!r}"
+        )
+    return tuple(value)
+
+
+def keys(name: str, value: object) -> tuple[str | int, ...] | None:
+    """Accept None, or a key of a batch or several."""
+    if value is None:
+        return None
+    several = tuple(value) if isinstance(value, tuple | list) else (value,)
+    if any(isinstance(each, bool) or not isinstance(each, str | int) for each in several):
+        raise TypeError(f"{name} must be a key of the batch, a str or an int, or a tuple of them, got {value!r}")
+    if not several:
+        raise ValueError(f"{name} must name at least one key, got {value!r}")
+    return several
+
+
 def _number(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {_kind(value)}")

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from imix_aug._mixing import leaves
+from imix_aug._mixing.operators import blend_rows
+from imix_aug._values import readable
+
+Batch = TypeVar("Batch")
 
 
 class VirtualLabels(NamedTuple):
@@ -16,8 +24,19 @@ class VirtualLabels(NamedTuple):
     passes through ``torch.compile``, DDP and collate functions, and unpacks as ``lam, partner``.
 
     Attributes:
-        lam: ``(N,)`` float32, each row's own share, 1/2 to 1.
-        partner: ``(N,)`` int64, the row that each row was mixed with.
+        lam: ``(N,)`` float32, each row's own share, 1/2 to 1 as ``IMix`` draws it, 0 to 1 in general.
+        partner: ``(N,)`` int64, the row that each row was mixed with, 0 to N - 1.
+
+    Shapes, dtypes and devices are checked when labels are made, and values too where they are on the CPU. Collate
+    functions may stack labels, and ``tree_map`` may put anything in place of the tensors: such labels are refused where
+    they are used.
+
+    A file that holds labels is loaded with ``weights_only=True`` inside
+    ``torch.serialization.safe_globals([VirtualLabels])``.
+
+    Raises:
+        TypeError: ``lam`` is not floating-point or ``partner`` not int64.
+        ValueError: the two differ in shape or device, a lambda is outside of 0 to 1, or a partner is no row.
 
     Example:
         >>> import torch
@@ -43,7 +62,7 @@ class VirtualLabels(NamedTuple):
         Raises:
             ValueError: ``num_classes`` is less than N.
         """
-        n = self.lam.shape[0]
+        n = _check_use(self)
         if num_classes is None:
             num_classes = n
         elif num_classes < n:
@@ -52,6 +71,74 @@ class VirtualLabels(NamedTuple):
         own = torch.arange(n, device=self.partner.device)
         columns = torch.stack([own, self.partner], dim=1)
         return rows.scatter_add(1, columns, torch.stack([self.lam, 1 - self.lam], dim=1))
+
+    def mix(self, x: Batch) -> Batch:
+        """Blend what comes along with the mixed input by the same lambdas and partners.
+
+        For soft targets, masks, a second modality or whatever else shares the rows: row i becomes
+        ``lam_i * x_i + (1 - lam_i) * x_partner(i)``, computed in float32 at least. Gradients flow into ``x``, and into
+        ``lam`` where it needs one. After cutmix this is right for targets; put a mask or a second picture, which
+        should be cut along the same box, into the batch that ``IMix`` is given.
+
+        Args:
+            x: a floating-point tensor ``(N, ...)`` on the labels' device, or a dict, list, tuple or named tuple
+                of them.
+
+        Returns:
+            The mixture, with the structure, shapes and dtypes of ``x``.
+
+        Raises:
+            TypeError, ValueError: a tensor is missing, of another dtype, length or device; the message names it.
+
+        Example:
+            >>> labels = VirtualLabels(torch.tensor([1.0, 0.75]), torch.tensor([1, 0]))
+            >>> labels.mix(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+            tensor([[1.0000, 0.0000],
+                    [0.2500, 0.7500]])
+        """
+        n = _check_use(self)
+        flat, spec = leaves.flatten(x)
+        parts = leaves.rows(x, flat)
+        leaves.continuous(x, flat)
+        if parts[0].shape[0] != n:
+            raise ValueError(f"x must have a row for each of the {n} labels, got shape {tuple(parts[0].shape)}")
+        if parts[0].device != self.lam.device:
+            raise ValueError(f"x must be on the labels' device, {self.lam.device}, got {parts[0].device}")
+        mixed: Batch = pytree.tree_unflatten(
+            [blend_rows(part, self.partner, self.lam, 1 - self.lam) for part in parts], spec
+        )
+        return mixed
+
+    @classmethod
+    def cat(cls, parts: Sequence[VirtualLabels]) -> VirtualLabels:
+        """Join the labels of micro-batches whose rows are joined in the same order.
+
+        Each part's partners are moved by the number of rows before it, so that they are the rows of the joined batch.
+
+        Raises:
+            TypeError, ValueError: no parts, a part that is no ``VirtualLabels``, or parts on several devices.
+
+        Example:
+            >>> halves = [VirtualLabels.identity(2), VirtualLabels(torch.tensor([0.5, 0.75]), torch.tensor([1, 0]))]
+            >>> VirtualLabels.cat(halves).partner
+            tensor([0, 1, 3, 2])
+        """
+        if not isinstance(parts, list | tuple) or isinstance(parts, VirtualLabels):
+            raise TypeError(f"parts must be a list or tuple of VirtualLabels, got {type(parts).__name__}")
+        if not parts:
+            raise ValueError("parts must hold at least one VirtualLabels, got none")
+        before, moved = 0, []
+        for index, part in enumerate(parts):
+            if not isinstance(part, VirtualLabels):
+                raise TypeError(f"parts[{index}] must be VirtualLabels, got {type(part).__name__}")
+            n = _check_use(part)
+            if part.lam.device != parts[0].lam.device:
+                raise ValueError(
+                    f"parts must be on one device, got {parts[0].lam.device} and, in parts[{index}], {part.lam.device}"
+                )
+            moved.append(part.partner + before)
+            before += n
+        return unchecked(torch.cat([part.lam for part in parts]), torch.cat(moved))
 
     @classmethod
     def identity(cls, n: int, device: torch.device | str | None = None) -> VirtualLabels:
@@ -62,7 +149,7 @@ class VirtualLabels(NamedTuple):
             tensor([[1., 0.],
                     [0., 1.]])
         """
-        return cls(torch.ones(n, device=device), torch.arange(n, device=device))
+        return unchecked(torch.ones(n, dtype=torch.float32, device=device), torch.arange(n, device=device))
 
     def to(self, device: torch.device | str | int, *, non_blocking: bool = False) -> VirtualLabels:
         """Return the labels on ``device``; dtypes stay as they are.
@@ -72,5 +159,64 @@ class VirtualLabels(NamedTuple):
         """
         if not isinstance(device, torch.device | str | int):
             raise TypeError(f"device must be a torch.device, str or int, got {device!r}")
-        moved = (leaf.to(device=device, non_blocking=non_blocking) for leaf in self)
-        return VirtualLabels(*moved)
+        return unchecked(*(leaf.to(device=device, non_blocking=non_blocking) for leaf in self))
+
+
+def unchecked(lam: Tensor, partner: Tensor) -> VirtualLabels:
+    """Make labels of tensors that are known to be right."""
+    return VirtualLabels._make((lam, partner))
+
+
+_new = VirtualLabels.__new__
+
+
+def _checked_new(cls: type[VirtualLabels], lam: Tensor, partner: Tensor) -> VirtualLabels:
+    # A named tuple is rebuilt by its constructor: by tree_map, which may bring anything, and by collate functions,
+    # which stack. So what is no tensor, or has another number of dimensions, is left to the use of the labels.
+    if isinstance(lam, Tensor) and isinstance(partner, Tensor):
+        _check_tensors(lam, partner)
+    return _new(cls, lam, partner)
+
+
+# Python lets no NamedTuple define __new__, and torch.compile takes no subclass of one that does.
+VirtualLabels.__new__ = _checked_new  # type: ignore[assignment, method-assign]
+
+
+def _check_tensors(lam: Tensor, partner: Tensor) -> None:
+    if not lam.is_floating_point():
+        raise TypeError(f"lam must be floating-point, got {lam.dtype}")
+    if partner.dtype != torch.int64:
+        raise TypeError(f"partner must be int64, got {partner.dtype}")
+    if lam.shape != partner.shape:
+        raise ValueError(f"lam and partner must have one shape (N,), got {tuple(lam.shape)} and {tuple(partner.shape)}")
+    if lam.device != partner.device:
+        raise ValueError(f"lam and partner must be on one device, got {lam.device} and {partner.device}")
+    if lam.numel() == 0 or not readable(lam, partner):
+        return
+    if not bool(((lam >= 0) & (lam <= 1)).all()):
+        raise ValueError(f"lam must be between 0 and 1, got {_first(lam, ~((lam >= 0) & (lam <= 1)))}")
+    rows = partner.shape[-1] if partner.dim() else None
+    wrong = (partner < 0) if rows is None else (partner < 0) | (partner >= rows)
+    if bool(wrong.any()):
+        raise ValueError(
+            f"partner must be a row, 0 to {'N - 1' if rows is None else rows - 1}, got {_first(partner, wrong)}"
+        )
+
+
+def _first(values: Tensor, wrong: Tensor) -> Any:
+    return values.detach()[wrong].flatten()[0].item()
+
+
+def _check_use(labels: VirtualLabels) -> int:
+    """Refuse labels that were rebuilt into something else, and return the number of rows."""
+    for name, leaf in zip(("lam", "partner"), labels, strict=True):
+        if not isinstance(leaf, Tensor):
+            raise TypeError(f"{name} must be a tensor (N,), got {type(leaf).__name__}")
+        if leaf.dim() != 1:
+            raise ValueError(f"{name} must have shape (N,), got {tuple(leaf.shape)}")
+    _check_tensors(labels.lam, labels.partner)
+    return labels.lam.shape[0]
+
+
+# What torch.export.save writes in place of the class.
+pytree._register_namedtuple(VirtualLabels, serialized_type_name="imix_aug.VirtualLabels")

@@ -11,8 +11,11 @@ _CANDIDATES = 8
 
 
 def _source(device: torch.device, generator: torch.Generator | None) -> dict[str, Any]:
-    """Return where to draw; with ``generator=None`` spelt out, torch.compile would compile anew for each batch size."""
-    return {"device": device} if generator is None else {"device": device, "generator": generator}
+    """Return where to draw; with ``generator=None`` spelt out, torch.compile would compile anew for each batch size.
+
+    Always float32, whatever the default dtype is: half precision knows 129 lambdas.
+    """
+    return {"device": device, "dtype": torch.float32} | ({} if generator is None else {"generator": generator})
 
 
 def _uniform(shape: tuple[int, ...], device: torch.device, generator: torch.Generator | None) -> Tensor:
@@ -51,7 +54,22 @@ def shares(alpha: tuple[float, float], n: int, device: torch.device, generator: 
 
 def partners(n: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
     """Draw a random permutation of the rows."""
-    return torch.randperm(n, **_source(device, generator))
+    return torch.randperm(n, **(_source(device, generator) | {"dtype": torch.int64}))
+
+
+def input_weights(
+    alpha: float, n: int, others: int, least: float, device: torch.device, generator: torch.Generator | None
+) -> Tensor:
+    """Draw ``(n, 1 + others)`` weights that sum to one, a row's own, which is at least ``least``, first."""
+    if others == 1:
+        # As the authors' code does, which folds Beta: 2 max(b, 1 - b) - 1 runs from 0 to 1.
+        own = 2 * shares((alpha, alpha), n, device, generator) - 1
+        drawn = torch.stack([own, 1 - own], dim=1)
+    else:
+        drawn = dirichlet(alpha, n, others + 1, device, generator)
+    alone = torch.zeros(others + 1, dtype=torch.float32, device=device)
+    alone[0] = 1
+    return torch.lerp(drawn, alone, least)
 
 
 def dirichlet(alpha: float, n: int, components: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
@@ -80,4 +98,4 @@ def boxes(lam: Tensor, sizes: tuple[int, ...], generator: torch.Generator | None
         start, stop = start.clamp_min(0), (start + cut).clamp_max(size)
         area = area * (stop - start)
         bounds.append(torch.stack([start, stop], dim=1))
-    return torch.stack(bounds, dim=1), 1 - area / math.prod(sizes)
+    return torch.stack(bounds, dim=1), (math.prod(sizes) - area).to(torch.float32) / math.prod(sizes)

@@ -4,15 +4,18 @@ Both are linear in the batch, and the gradient of either is the same operator wi
 where indexing would give a scatter. So they can be differentiated any number of times.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from imix_aug._backend import runs_triton
+from imix_aug._values import transformed
 
 # A block of rows and their partners, in float32, stay in a core's own cache until they are mixed.
 _BLOCK_BYTES = 1 << 20
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def blend(x: Tensor, partner: Tensor, lam: Tensor) -> Tensor:
@@ -23,20 +26,37 @@ def blend(x: Tensor, partner: Tensor, lam: Tensor) -> Tensor:
         partner: ``(N,)`` int64, a permutation.
         lam: ``(N,)`` or ``(1,)`` float32, a constant.
     """
+    if transformed():
+        return blend_rows(x, partner, lam, 1 - lam)
     mixed: Tensor = _blend(x, partner, lam, 1 - lam)
     return mixed
 
 
-def paste(x: Tensor, partner: Tensor, bounds: Tensor) -> Tensor:
+def blend_rows(x: Tensor, partner: Tensor, own: Tensor, other: Tensor) -> Tensor:
+    """Return ``own_i x_i + other_i x_partner(i)`` in plain torch: any partners, any order and mode of derivatives."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    own, other = (weight.to(dtype).view(-1, *(1 for _ in x.shape[1:])) for weight in (own, other))
+    rows = x.to(dtype)
+    return (rows * own + rows[partner] * other).to(x.dtype)
+
+
+def paste(x: Tensor, partner: Tensor, bounds: Tensor, dims: tuple[int, ...]) -> Tensor:
     """Return x with the partner's values inside each box.
 
     Args:
-        x: ``(N, C, H, W)`` or ``(N, C, T)``, of any dtype.
+        x: ``(N, ...)``, of any dtype.
         partner: ``(N,)`` int64, a permutation.
-        bounds: ``(N or 1, axes, 2)`` int64, where a box starts and stops on each axis after the channels.
+        bounds: ``(N or 1, axes, 2)`` int64, where a box starts and stops on each axis.
+        dims: the dimensions of x that the axes are, ascending.
     """
-    mixed: Tensor = _paste(x, partner, bounds, None)
-    return mixed
+    if transformed():
+        return torch.where(_inside(bounds, x, dims), x[partner], x)
+    if (x.dtype.is_floating_point or x.dtype.is_complex) and x.element_size() > 1:
+        mixed: Tensor = _paste(x, partner, bounds, None, dims)
+        return mixed
+    # The bits of the rarer dtypes are moved as integers, which every device can index.
+    bits: Tensor = _paste(x.view(_INTEGERS[x.element_size()]), partner, bounds, None, dims)
+    return bits.view(x.dtype)
 
 
 @torch.library.custom_op("imix_aug::blend", mutates_args=())
@@ -76,33 +96,40 @@ def _(x: Tensor, partner: Tensor, own: Tensor, other: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("imix_aug::paste", mutates_args=())
-def _paste(x: Tensor, partner: Tensor, taken: Tensor, given: Tensor | None) -> Tensor:
+def _paste(x: Tensor, partner: Tensor, taken: Tensor, given: Tensor | None, dims: Sequence[int]) -> Tensor:
     """Return x with zeros inside the boxes ``taken`` plus its partner inside ``given``, by default the same boxes."""
     x = _dense(x)
-    if runs_triton(x.device):
+    if runs_triton(x.device) and len(dims) <= 2:
         from imix_aug._mixing import triton as mix_triton
 
         result = torch.empty_like(x)
-        mix_triton.paste(x, partner, taken, given, result)
+        mix_triton.paste(x, partner, taken, given, result, dims)
         return result
     if x.device.type == "cpu" and taken.shape[0] == 1:
-        box = (slice(None), slice(None), *(slice(start, stop) for start, stop in taken[0].tolist()))
+        box = [slice(None)] * x.dim()
+        for dim, (start, stop) in zip(dims, taken[0].tolist(), strict=True):
+            box[dim] = slice(start, stop)
         result = x.clone()
-        result[box] = x[box][partner]
+        result[tuple(box)] = x[tuple(box)][partner]
         return result
     if given is None:
-        return torch.where(_inside(taken, x), x[partner], x)
+        return torch.where(_inside(taken, x, dims), x[partner], x)
     zero = x.new_zeros(())
-    return torch.where(_inside(taken, x), zero, x) + torch.where(_inside(given, x), x[partner], zero)
+    return torch.where(_inside(taken, x, dims), zero, x) + torch.where(_inside(given, x, dims), x[partner], zero)
 
 
 @_paste.register_fake
-def _(x: Tensor, partner: Tensor, taken: Tensor, given: Tensor | None) -> Tensor:
+def _(x: Tensor, partner: Tensor, taken: Tensor, given: Tensor | None, dims: Sequence[int]) -> Tensor:
     return torch.empty_like(_dense(x))
 
 
 def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[1:])
+    ctx.save_for_backward(*inputs[1:4])
+
+
+def _keep_with_dims(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _keep(ctx, inputs, output)
+    ctx.dims = inputs[4]
 
 
 def _blend_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
@@ -111,16 +138,16 @@ def _blend_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
     return _blend(grad, inverse, own, _of_rows(other, inverse)), None, None, None
 
 
-def _paste_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+def _paste_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
     partner, taken, given = ctx.saved_tensors
     inverse = _inverse(partner)
     shared = taken.shape[0] == 1
     given = None if shared else _of_rows(taken if given is None else given, inverse)
-    return _paste(grad, inverse, taken, given), None, None, None
+    return _paste(grad, inverse, taken, given, ctx.dims), None, None, None, None
 
 
 _blend.register_autograd(_blend_gradient, setup_context=_keep)
-_paste.register_autograd(_paste_gradient, setup_context=_keep)
+_paste.register_autograd(_paste_gradient, setup_context=_keep_with_dims)
 
 
 def _inverse(partner: Tensor) -> Tensor:
@@ -145,11 +172,11 @@ def flat_rows(x: Tensor) -> Tensor:
     return x.as_strided((x.shape[0], elements), (elements, 1))
 
 
-def _inside(bounds: Tensor, x: Tensor) -> Tensor:
+def _inside(bounds: Tensor, x: Tensor, dims: Sequence[int]) -> Tensor:
     """Tell for each row and place whether it is inside the box."""
     inside = torch.ones((), dtype=torch.bool, device=x.device)
-    for axis, size in enumerate(x.shape[2:]):
+    for axis, dim in enumerate(dims):
         start, stop = (bound.view(-1, *(1 for _ in x.shape[1:])) for bound in bounds[:, axis].unbind(1))
-        position = torch.arange(size, device=x.device).view(-1, *(1 for _ in x.shape[3 + axis :]))
+        position = torch.arange(x.shape[dim], device=x.device).view(-1, *(1 for _ in x.shape[dim + 1 :]))
         inside = inside & (position >= start) & (position < stop)
     return inside

@@ -6,6 +6,9 @@ two loads in flight for each operand of a thread (4096 bytes a program of four w
 once a row, and nothing else touches memory.
 """
 
+import math
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -32,24 +35,33 @@ def blend(x: Tensor, partner: Tensor, own: Tensor, other: Tensor, result: Tensor
         )  # fmt: skip
 
 
-def paste(x: Tensor, partner: Tensor, taken: Tensor, given: Tensor | None, result: Tensor) -> None:
-    """Write into the result x with zeros inside ``taken`` plus its partner inside ``given``, or the same boxes."""
+def paste(x: Tensor, partner: Tensor, taken: Tensor, given: Tensor | None, result: Tensor, dims: Sequence[int]) -> None:
+    """Write into the result x with zeros inside ``taken`` plus its partner inside ``given``, or the same boxes.
+
+    The boxes' axes are one or two of x's dimensions. In memory a dense row is ``(..., height, between, width, inner)``:
+    the extent of the outer cut axis, what lies between both, the extent of the inner one, and what lies inside of it.
+    """
     if x.numel() == 0:
         return
-    height, width = (1, *x.shape[2:])[-2:]
-    inner = 1 if x.is_contiguous() else x.shape[1]
+    order = list(range(1, x.dim())) if x.is_contiguous() else [*range(2, x.dim()), 1]
+    places, sizes = [order.index(dim) for dim in dims], [x.shape[dim] for dim in order]
+    if places[0] > places[-1]:  # Channels last: the first axis is the inner one.
+        taken, given = taken.flip(1), None if given is None else given.flip(1)
+    outer, last = min(places), max(places)
+    height, between = (sizes[outer], math.prod(sizes[outer + 1 : last])) if len(dims) > 1 else (1, 1)
+    width, inner = sizes[last], math.prod(sizes[last + 1 :])
     if x.is_complex():
         x, result, inner = torch.view_as_real(x), torch.view_as_real(result), 2 * inner
     if not x.dtype.is_floating_point or x.element_size() == 1:
         x, result = x.view(_INTEGERS[x.element_size()]), result.view(_INTEGERS[x.element_size()])
-    # A line is a run of memory along which only the last axis changes, with the channels inside or outside of it.
+    # A line is a run of memory along which only the last cut axis changes, with what lies inside of it.
     line = width * inner
     lines = x.numel() // line
     down, across = _block(line, x)
     with on_device(x):
         _paste_block[triton.cdiv(lines, down) * triton.cdiv(line, across),](
             x, partner.contiguous(), taken.contiguous(), None if given is None else given.contiguous(), result,
-            lines, lines // x.shape[0], height, line,
+            lines, lines // x.shape[0], height, between, line,
             LINES=down, COLUMNS=across, INNER=inner, AXES=taken.shape[1], BOXES=taken.shape[0] > 1, num_warps=4,
         )  # fmt: skip
 
@@ -105,7 +117,7 @@ def _box(
 
 @triton.jit
 def _paste_block(
-    x, partner, taken, given, result, lines, lines_a_row, height, line,
+    x, partner, taken, given, result, lines, lines_a_row, height, between, line,
     LINES: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr, AXES: tl.constexpr, BOXES: tl.constexpr,
 ):  # fmt: skip
     """Cut and paste a block of neighbouring elements of a few lines, or of one.
@@ -125,7 +137,7 @@ def _paste_block(
     mate_place = (mate * lines_a_row + this % lines_a_row)[:, None] * line + column[None, :]
     value = tl.load(x + place, mask=mask)
 
-    high, along = this % height, column // INNER
+    high, along = this // between % height, column // INNER
     crossed, inside = _box(taken, row, real, high, chunk, along, COLUMNS, INNER, AXES, BOXES)
     if given is None:
         mate_value = tl.load(x + mate_place, mask=mask & crossed[:, None])

@@ -1,0 +1,20 @@
+"""Whether a tensor's values can be looked at without a wait."""
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+
+def readable(*tensors: Tensor) -> bool:
+    """Tell whether all are real tensors on the CPU that nobody traces."""
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None or transformed():
+        return False
+    plain = all(type(each) in (Tensor, torch.nn.Parameter) and each.device.type == "cpu" for each in tensors)
+    return plain and _get_current_dispatch_mode() is None
+
+
+def transformed() -> bool:
+    """Tell whether a transform of ``torch.func`` or forward-mode differentiation is at work."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0
