@@ -435,9 +435,9 @@ def test_a_recomputation_that_cannot_know_its_draw_is_refused(use_reentrant):
     def run(net, x):
         return checkpoint(net, x, use_reentrant=use_reentrant)
 
-    with pytest.raises(RuntimeError, match="^generator must be None in a checkpointed part"):
+    with pytest.raises(RuntimeError, match=r"^generator must be None in a checkpointed part"):
         step_by_step("mixup", run, False, reseeded=True)
-    with pytest.raises(RuntimeError, match="^generator must be None in a checkpointed part"):
+    with pytest.raises(RuntimeError, match=r"^generator must be None in a checkpointed part"):
         step_by_step(
             "mixup", lambda net, x: checkpoint(net, x, use_reentrant=use_reentrant, preserve_rng_state=False), False
         )
@@ -457,6 +457,16 @@ def test_checkpoints_need_no_generator():
 def inherited(make):
     """A collate function whose generator was made in the main process."""
     return MixingCollate(make(torch.Generator().manual_seed(4)))
+
+
+def test_modules_that_share_a_generator_share_it_when_copied():
+    generator = torch.Generator().manual_seed(8)
+    torch.rand(5, generator=generator)
+    both = nn.ModuleList([IMix(generator=generator), InputMix(generator=generator)])
+    for one, other in (copy.deepcopy(both), pickle.loads(pickle.dumps(both))):
+        assert one.generator is other.generator
+        assert one.generator is not generator
+        assert torch.equal(one.generator.get_state(), generator.get_state())
 
 
 class Unseeded:

@@ -31,6 +31,12 @@ class _Mix(nn.Module):
             raise ValueError(f"skip must be None beside only={self.only!r}, got {self.skip!r}")
         self._process = os.getpid()
 
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        if self.generator is not None:
+            state["generator"] = generators.packed(self.generator)
+        return state
+
     def _chosen(self, x: Any, flat: list[Any]) -> list[bool]:
         """Tell for each leaf whether to mix it."""
         if self.only is None and self.skip is None:

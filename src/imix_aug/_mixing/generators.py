@@ -2,7 +2,9 @@
 
 import hashlib
 import sys
+import weakref
 from collections import OrderedDict
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +13,36 @@ from torch.utils.data import get_worker_info
 # A draw in a checkpointed region is remembered by 5 kB on the CPU; a thousand of them wait for their backward pass.
 _REMEMBERED = 1024
 _states: OrderedDict[tuple[bytes, int], tuple[torch.Generator, Tensor | None]] = OrderedDict()
+
+
+class Carried:
+    """A generator on its way into a pickle: its device and state.
+
+    PyTorch pickles the state as a tensor of its own, which is gone, shared memory and all, before a spawned worker
+    opens it. One object for each generator, so that modules which share a generator share it again.
+    """
+
+    def __init__(self, device: torch.device, state: bytes) -> None:
+        self.device, self.state = device, state
+
+    def __reduce__(self) -> Any:
+        return _unpacked, (str(self.device), self.state)
+
+
+_carried: "weakref.WeakKeyDictionary[torch.Generator, Carried]" = weakref.WeakKeyDictionary()
+
+
+def packed(generator: torch.Generator) -> Carried:
+    """Return what becomes the generator again when it is unpickled or copied."""
+    carried = _carried.setdefault(generator, Carried(generator.device, b""))
+    carried.state = generator.get_state().numpy().tobytes()
+    return carried
+
+
+def _unpacked(device: str, state: bytes) -> torch.Generator:
+    generator = torch.Generator(device)
+    generator.set_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
+    return generator
 
 
 def reseed_in_worker(generator: torch.Generator) -> None:
