@@ -381,9 +381,12 @@ class WithQueue(nn.Module):
 def fill_inside_ddp(rank, size):
     model = DistributedDataParallel(WithQueue())
     keys = torch.full((4, 2), float(rank + 1))
-    for filled in (4, 6, 6):
+    held = []
+    for _ in range(3):
         model(keys).backward()
-        assert torch.equal(model.module.queue.negatives, keys[:1].expand(filled, 2))
+        held.append(model.module.queue.negatives.clone())
+    for negatives, filled in zip(held, (4, 6, 6), strict=True):  # After the last collective, so that no rank waits.
+        assert torch.equal(negatives, keys[:1].expand(filled, 2))
 
 
 @pytest.mark.parametrize("size", [2, 3])
