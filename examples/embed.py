@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from runner.data.dataset import Dataset
+from runner.data.dataset import Dataset, take
 from runner.data.tabular import Table
 from runner.device import pick_device
 from runner.domain import Task
@@ -28,7 +28,7 @@ from runner.report.plots import draw_map
 from runner.state.files import write_atomically, write_tensors
 from runner.state.saved import open_run
 from sklearn.manifold import TSNE
-from torch import Tensor, nn
+from torch import nn
 
 MAPPED = 2000  # more rows are no clearer, and t-SNE takes its time
 SPLITS = ("train", "test")
@@ -107,10 +107,10 @@ def write_map(path: Path, encoder: nn.Module, task: Task) -> None:
     """Draw the features of test rows in two dimensions."""
     data = task.data
     order = torch.randperm(len(data.test_x), generator=torch.Generator().manual_seed(0))
-    rows: Tensor = order[:MAPPED].to(data.test_x.device)
-    features = F.normalize(extract_features(encoder, data.test_x[rows], task.to_input)).cpu().numpy()
+    rows = order[:MAPPED]
+    features = F.normalize(extract_features(encoder, take(data.test_x, rows), task.to_input)).cpu().numpy()
     points = TSNE(perplexity=min(30, (len(rows) - 1) / 3), init="pca", random_state=0).fit_transform(features)
-    draw_map(path, f"{data.name}, test rows", points, data.test_y[rows].cpu().numpy(), data.classes)
+    draw_map(path, f"{data.name}, test rows", points, take(data.test_y, rows).cpu().numpy(), data.classes)
 
 
 if __name__ == "__main__":

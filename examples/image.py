@@ -2,7 +2,7 @@
 
 python examples/image.py                                # scikit-learn's digits, a minute or two
 python examples/image.py --data cifar10                 # downloaded once
-python examples/image.py --data FOLDER                  # FOLDER/train/CLASS/*.png, FOLDER/test/CLASS/*.png
+python examples/image.py --data FOLDER                  # FOLDER/CLASS/*.png, or FOLDER/train/CLASS/*.png ...
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from statistics import mean
 
 import torch
 import torch.nn.functional as F
-from runner.data.dataset import Dataset
+from runner.data.dataset import Dataset, take
 from runner.device import pick_device
 from runner.errors import one_line_errors
 from runner.evaluate import extract_features, linear_probe, nearest_neighbours
@@ -51,7 +51,7 @@ def fine_tune(
     for _ in range(epochs):
         order = rows[torch.randperm(len(rows)).to(rows.device)]
         for some in order[: len(rows) // batch * batch].split(batch):
-            loss = F.cross_entropy(net(to_input(data.train_x[some])), data.train_y[some])
+            loss = F.cross_entropy(net(to_input(take(data.train_x, some).to(some.device))), data.train_y[some])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

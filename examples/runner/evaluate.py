@@ -20,7 +20,8 @@ def extract_features(
     """Features of all rows, not augmented, in evaluation mode."""
     was_training = encoder.training
     encoder.eval()
-    features = torch.cat([encoder(to_input(rows)).float() for rows in x.split(batch_size)])
+    device = next(encoder.parameters()).device
+    features = torch.cat([encoder(to_input(rows.to(device))).float() for rows in x.split(batch_size)])
     encoder.train(was_training)
     return features
 

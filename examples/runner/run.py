@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from runner.data.dataset import Dataset, subsample
+from runner.data.dataset import Dataset, subsample, take
 from runner.domain import Domain, Task
 from runner.errors import one_line_errors
 from runner.evaluate import evaluate
@@ -96,10 +96,12 @@ def pretrain(experiment: Experiment, task: Task, data: Dataset) -> tuple[nn.Modu
     board = Board(experiment.folder, on=settings.tensorboard)
     steps = Steps(experiment, rows=len(data.train_x), parts=parts, board=board)
     if imix is not None and settings.mix_at is None and task.pictures:
-        save_mixed(experiment.folder / "mixed.png", imix, task.to_input(some_of(data.train_x)), board)
+        save_mixed(
+            experiment.folder / "mixed.png", imix, task.to_input(some_of(data.train_x).to(settings.device)), board
+        )
 
     for rows in steps:
-        x = data.train_x[rows]
+        x = take(data.train_x, rows).to(settings.device)
         view_1, view_2 = (inputmix(task.augmented(x)) for _ in range(2))
         with torch.autocast(settings.device.type, torch.bfloat16, enabled=settings.amp == "bf16"):
             loss = train(view_1, view_2, imix, data.train_y[rows])

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from runner.data.memory import fits
 from runner.errors import Refused
 
 
@@ -29,6 +30,7 @@ class Dataset:
     classes: list[str]
     groups: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()  # what was done to the data that a user should know, a line each
+    stays: bool = False  # too large to go to the device as a whole
 
     def __post_init__(self) -> None:
         for split in ("train", "test"):
@@ -43,11 +45,19 @@ class Dataset:
             raise Refused(f"{self.name}: the training rows are all of one class; a linear probe needs at least two")
 
     def to(self, device: torch.device | str) -> Dataset:
-        """Move all tensors: the data live where the network does, and no loader stands between."""
-        return replace(
-            self,
-            **{k: getattr(self, k).to(device) for k in ("train_x", "train_y", "test_x", "test_y")},
-        )
+        """Move all tensors to where the network lives, if they have room there: then no loader stands between.
+
+        What has no room goes there batch by batch.
+        """
+        device = torch.device(device)
+        stays = self.stays or (device.type != "cpu" and not fits(self.train_x.nbytes + self.test_x.nbytes, device))
+        moved = ("train_y", "test_y") if stays else ("train_x", "train_y", "test_x", "test_y")
+        return replace(self, stays=stays, **{name: getattr(self, name).to(device) for name in moved})
+
+
+def take(x: Tensor, rows: Tensor) -> Tensor:
+    """Some rows, wherever these and their numbers live."""
+    return x[rows.to(x.device)]
 
 
 def subsample(data: Dataset, data_fraction: float, class_fraction: float) -> Dataset:
@@ -60,8 +70,8 @@ def subsample(data: Dataset, data_fraction: float, class_fraction: float) -> Dat
         rows = (labels == label).nonzero().flatten()
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
         kept.append(rows[order[: max(1, round(data_fraction * len(rows)))]])
-    rows = torch.cat(kept).to(data.train_y.device)
-    return replace(data, train_x=data.train_x[rows], train_y=data.train_y[rows])
+    rows = torch.cat(kept)
+    return replace(data, train_x=take(data.train_x, rows), train_y=take(data.train_y, rows))
 
 
 def fingerprint(data: Dataset) -> str:

@@ -39,7 +39,7 @@ class Images:
 
     name = "image"
     description = "Contrastive pretraining on images, with and without i-Mix."
-    data_help = "digits, cifar10, cifar100, or a folder with train/CLASS/IMAGE and test/CLASS/IMAGE"
+    data_help = "digits, cifar10, cifar100, or a folder with CLASS/IMAGE, or train/CLASS/IMAGE and test/CLASS/IMAGE"
     named = NAMED
     settings = ImageSettings
 
