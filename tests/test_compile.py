@@ -212,3 +212,12 @@ def test_export_of_a_trained_encoder():
     exported = torch.export.export(encoder.eval(), (batch,))
     assert not [node for node in exported.graph.nodes if "imix" in str(node.target)]
     torch.testing.assert_close(exported.module()(batch), encoder(batch))
+
+
+@pytest.mark.parametrize("mix", [IMix(skip="id"), IMix(only="x", mode="cutmix", dims=(1,)), InputMix(skip=("id",))])
+def test_a_part_of_a_batch_compiles_without_graph_break(mix):
+    batch = {"x": torch.randn(5, 4, 3), "id": torch.arange(5)}
+    result = torch.compile(mix, fullgraph=True, backend="aot_eager")(batch)
+    mixed = result[0] if isinstance(mix, IMix) else result
+    assert mixed["id"].tolist() == list(range(5))
+    assert mixed["x"].shape == (5, 4, 3)

@@ -88,11 +88,9 @@ SHAPES = {
     "data_parallel": views_from_the_loader,
     "many_views": many_views,
 }
-AWAITED = {"soft_labels_beside", "gradient_accumulation"}
-NAMES = [pytest.param(name, marks=[pytest.mark.xfail(strict=True)] if name in AWAITED else []) for name in SHAPES]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SHAPES)
 def test_twenty_steps_are_the_formula(name):
     check(SHAPES[name], *run(load(name, DIFFS[name])))
 
