@@ -210,8 +210,11 @@ def test_a_file_with_labels_loads_with_weights_only():
     file, labels = io.BytesIO(), random_labels(3)
     torch.save({"labels": labels}, file)
     file.seek(0)
-    with torch.serialization.safe_globals([VirtualLabels]):
+    torch.serialization.add_safe_globals([VirtualLabels])
+    try:
         loaded = torch.load(file, weights_only=True)["labels"]
+    finally:
+        torch.serialization.clear_safe_globals()
     assert isinstance(loaded, VirtualLabels)
     assert torch.equal(loaded.lam, labels.lam)
     assert torch.equal(loaded.partner, labels.partner)

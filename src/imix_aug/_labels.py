@@ -31,8 +31,8 @@ class VirtualLabels(NamedTuple):
     functions may stack labels, and ``tree_map`` may put anything in place of the tensors: such labels are refused where
     they are used.
 
-    A file that holds labels is loaded with ``weights_only=True`` inside
-    ``torch.serialization.safe_globals([VirtualLabels])``.
+    A file that holds labels is loaded with ``weights_only=True`` after
+    ``torch.serialization.add_safe_globals([VirtualLabels])``.
 
     Raises:
         TypeError: ``lam`` is not floating-point or ``partner`` not int64.

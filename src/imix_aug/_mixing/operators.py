@@ -95,7 +95,11 @@ def _(x: Tensor, partner: Tensor, own: Tensor, other: Tensor) -> Tensor:
     return torch.empty_like(_dense(x))
 
 
-@torch.library.custom_op("imix_aug::paste", mutates_args=())
+@torch.library.custom_op(
+    "imix_aug::paste",
+    mutates_args=(),
+    schema="(Tensor x, Tensor partner, Tensor taken, Tensor? given, int[] dims) -> Tensor",
+)
 def _paste(x: Tensor, partner: Tensor, taken: Tensor, given: Tensor | None, dims: Sequence[int]) -> Tensor:
     """Return x with zeros inside the boxes ``taken`` plus its partner inside ``given``, by default the same boxes."""
     x = _dense(x)
