@@ -50,7 +50,7 @@ def test_blend_in_blocks_of_any_size(shape, per_sample, dtype, monkeypatch):
 @pytest.mark.parametrize("per_sample", [True, False])
 @pytest.mark.parametrize(
     "dtype",
-    "bfloat16 float32 uint8 bool complex64 uint16 uint64 float8_e4m3fn float8_e5m2".split(),
+    ["bfloat16", "float32", "uint8", "bool", "complex64", "uint16", "uint64", "float8_e4m3fn", "float8_e5m2"],
 )
 def test_paste_keeps_every_bit(shape, per_sample, dtype):
     dtype = getattr(torch, dtype)
