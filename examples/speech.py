@@ -2,7 +2,7 @@
 
 python examples/speech.py                               # synthesised digits, a few minutes
 python examples/speech.py --data speechcommands         # downloaded once, 2.3 GB
-python examples/speech.py --data FOLDER                 # FOLDER/WORD/*.wav, of any length and sampling rate
+python examples/speech.py --data FOLDER                 # FOLDER/WORD/*.wav, or .flac, .ogg, .mp3
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import soundfile
 import torch
 from conftest import EXAMPLES
 from runner.data import speech as speech_data
-from runner.data.speech import download, extract, falls_to_test, load_speech, one_second, read_wav
+from runner.data.speech import download, extract, falls_to_test, load_speech, one_second, read_sound
 from runner.errors import Refused
 
 
@@ -56,9 +56,9 @@ def test_folder_in_the_published_layout(words):
 def test_channels_are_averaged_and_other_rates_resampled(tmp_path):
     sound = tone(1000, 0.5, 44_100)
     soundfile.write(tmp_path / "opposite.wav", np.stack([sound, -sound], axis=1), 44_100, subtype="FLOAT")
-    assert np.abs(read_wav(tmp_path / "opposite.wav")).max() == 0
+    assert np.abs(read_sound(tmp_path / "opposite.wav")).max() == 0
     soundfile.write(tmp_path / "tone.wav", sound, 44_100, subtype="FLOAT")
-    resampled = read_wav(tmp_path / "tone.wav")
+    resampled = read_sound(tmp_path / "tone.wav")
     assert resampled.shape == (8000,)
     np.testing.assert_allclose(resampled[500:-500], tone(1000, 0.5, 16_000)[500:-500], atol=1e-3)
 
@@ -109,7 +109,7 @@ def test_without_lists_no_speaker_is_on_both_sides(words):
     testing = [c for w in ("go", "stop") for c in sorted((words / w).iterdir()) if falls_to_test(f"{w}/{c.name}")]
     assert {c.name[:8] for c in testing} >= {"bb05582b"}
     assert (len(data.test_x), len(data.train_x)) == (len(testing), 24 - len(testing))
-    expected = torch.from_numpy(np.stack([one_second(read_wav(clip)) for clip in testing]))
+    expected = torch.from_numpy(np.stack([one_second(read_sound(clip)) for clip in testing]))
     assert torch.equal(data.test_x, expected)
 
 
@@ -122,6 +122,49 @@ def test_background_noise_is_kept_apart(words):
     assert data.classes == ["go", "stop"]
     assert data.noise.shape == (40_000 + 16_000,)
     np.testing.assert_allclose(data.noise[:40_000], tone(50, 2.5, 16_000), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "options"),
+    [
+        ("wav", {"subtype": "PCM_U8"}),
+        ("wav", {"subtype": "PCM_24"}),
+        ("wav", {"subtype": "PCM_32"}),
+        ("wav", {"subtype": "FLOAT"}),
+        ("wav", {"subtype": "ULAW"}),
+        ("flac", {"subtype": "PCM_16"}),
+        ("flac", {"subtype": "PCM_24"}),
+        ("ogg", {"format": "OGG", "subtype": "VORBIS"}),
+        ("opus", {"format": "OGG", "subtype": "OPUS"}),
+        ("mp3", {"format": "MP3"}),
+        ("FLAC", {"format": "FLAC"}),
+    ],
+)
+@pytest.mark.parametrize(("rate", "channels"), [(16_000, 1), (48_000, 2), (8000, 2)])
+def test_sounds_in_every_format_rate_and_depth(tmp_path, suffix, options, rate, channels):
+    for word, frequency in (("go", 400), ("stop", 1500)):
+        (tmp_path / word).mkdir()
+        for i in range(5):
+            sound = np.stack([tone(frequency, 1.0, rate)] * channels, axis=1)
+            soundfile.write(tmp_path / word / f"{i}.{suffix}", sound, rate, **options)
+    (tmp_path / "go" / "._0.wav").write_bytes(b"no sound")
+    data = load_speech(str(tmp_path))
+    assert data.train_x.shape == (8, 16_000)
+    for clip, label in zip(data.train_x, data.train_y, strict=True):
+        assert abs(pitch(clip.numpy()) - (400, 1500)[label]) < 4
+        middle = clip[4000:12_000]
+        assert middle.abs().max().item() == pytest.approx(0.5, abs=0.08)
+
+
+def test_few_clips_without_lists_are_split_all_the_same(tmp_path):
+    for word in ("go", "stop"):
+        (tmp_path / word).mkdir()
+        for i in range(10):
+            soundfile.write(tmp_path / word / f"one_nohash_{i}.wav", tone(400, 0.1, 8000), 8000)
+    data = load_speech(str(tmp_path))
+    assert data.notes == ("no testing_list.txt in it: four fifths of the clips of each word train, one fifth tests",)
+    assert torch.bincount(data.train_y).tolist() == [8, 8]
+    assert torch.bincount(data.test_y).tolist() == [2, 2]
 
 
 def nothing(folder):
@@ -176,7 +219,7 @@ def all_in_list(folder):
         (no_bytes, "speaker0_nohash_0.wav: not a readable sound file"),
         (no_samples, "speaker0_nohash_0.wav: the file holds no samples"),
         (not_finite, "speaker0_nohash_0.wav: the file holds NaN"),
-        (empty_class, "no .wav file for the class 'wait'"),
+        (empty_class, "no sound file for the class 'wait'"),
         (one_class, "found only 'go'"),
         (unknown_in_list, "testing_list.txt: names 'go/who.wav', but there is no such clip"),
         (in_both_lists, "go/speaker1_nohash_0.wav is both in testing_list.txt and in validation_list.txt"),
@@ -196,7 +239,7 @@ def test_refusals(words, spoil, wanted):
 def test_refusals_of_what_is_no_data_set(tmp_path):
     with pytest.raises(Refused, match="nowhere: no such folder or archive; wanted digits, speechcommands"):
         load_speech(str(tmp_path / "nowhere"))
-    with pytest.raises(Refused, match=f"{tmp_path}: wanted a folder of .wav files for each of two words.*found none"):
+    with pytest.raises(Refused, match=f"{tmp_path}: wanted a folder of sound files for each of two words.*found none"):
         load_speech(str(tmp_path))
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(Refused, match=f"--data-root {tmp_path / 'file' / 'root'}: cannot be made"):

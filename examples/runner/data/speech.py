@@ -1,6 +1,6 @@
 """Speech: the embedded spoken digits, Google's Speech Commands, and any folder that is laid out like it.
 
-    FOLDER/<word>/<clip>.wav           the clips, of any length and sampling rate, mono or not
+    FOLDER/<word>/<clip>.wav           the clips (or .flac, .ogg, .mp3), of any length, rate and depth, mono or not
     FOLDER/testing_list.txt            optional: the clips to test on, as <word>/<clip>.wav, one a line
     FOLDER/validation_list.txt         optional: clips that are neither trained nor tested on
     FOLDER/_background_noise_/*.wav    optional: noise for the augmentation
@@ -33,12 +33,15 @@ from tqdm import tqdm
 
 from runner.inputs import SAMPLE_RATE
 from runner.data.dataset import Dataset
+from runner.data.split import split_rows
 from runner.errors import Refused
 from runner.data.spoken_digits import WORDS
 
 SPEECH_COMMANDS = "https://storage.googleapis.com/download.tensorflow.org/data/speech_commands_v0.02.tar.gz"
 SPEECH_COMMANDS_SHA256 = "af14739ee7dc311471de98f5f9d2c9191b18aedfe957f4a6ff791c709868ff58"
 NAMED = ("digits", "speechcommands")
+SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3")
+KINDS = "WAV, FLAC, OGG or MP3"
 NOISE_FOLDER = "_background_noise_"
 DIGITS_CACHE = "spoken-digits-1.npz"  # count up when the clips change
 
@@ -68,7 +71,7 @@ def load_speech(name_or_path: str, *, root: str | Path | None = None) -> SpeechD
         return load_folder(path)
     if path.is_file() and path.name.endswith((".tar.gz", ".tgz")):
         return load_folder(extract(path, _folder(root)), name=path.name.partition(".")[0])
-    known = "digits, speechcommands, a folder of <word>/<clip>.wav, or a .tar.gz of one"
+    known = f"digits, speechcommands, a folder of <word>/<clip>, sounds as {KINDS}, or a .tar.gz of one"
     raise Refused(f"--data {name_or_path}: no such folder or archive; wanted {known}")
 
 
@@ -77,31 +80,41 @@ def load_folder(folder: Path, name: str | None = None) -> SpeechDataset:
     words = sorted(f.name for f in folder.iterdir() if f.is_dir() and not f.name.startswith(("_", ".")))
     if len(words) < 2:
         found = f"only {words[0]!r}" if words else "none"
-        raise Refused(f"{folder}: wanted a folder of .wav files for each of two words or more, found {found}")
+        raise Refused(f"{folder}: wanted a folder of sound files for each of two words or more, found {found}")
     clips = []
     for word in words:
-        of_word = _wav_files(folder / word)
+        of_word = _sound_files(folder / word)
         if not of_word:
-            raise Refused(f"{folder / word}: no .wav file for the class {word!r}")
+            raise Refused(f"{folder / word}: no sound file for the class {word!r}; wanted {KINDS}")
         clips += [f"{word}/{clip.name}" for clip in of_word]
 
-    train, test = split(folder, clips)
+    train, test, notes = split(folder, clips)
     return SpeechDataset(
         name or folder.resolve().name,
         *_read_clips(folder, train, words),
         *_read_clips(folder, test, words),
         words,
+        notes=notes,
         noise=_read_noise(folder / NOISE_FOLDER),
     )
 
 
-def split(folder: Path, clips: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Divide clips (``<word>/<clip>.wav``) into training and test clips, by the lists where the folder has them."""
+def split(folder: Path, clips: Sequence[str]) -> tuple[list[str], list[str], tuple[str, ...]]:
+    """Divide clips (``<word>/<clip>.wav``) into training and test clips, by the lists where the folder has them.
+
+    Also return what a user should know of it.
+    """
     known = set(clips)
     validation = _read_list(folder / "validation_list.txt", known) or set()
     testing = _read_list(folder / "testing_list.txt", known)
+    notes = () if testing is not None else ("no testing_list.txt in it: a tenth of the speakers tests, by their names",)
     if testing is None:
         testing = {clip for clip in clips if falls_to_test(clip)} - validation
+        rest = [clip for clip in clips if clip not in validation]
+        if not testing or len(testing) == len(rest):  # too few speakers for a tenth
+            notes = ("no testing_list.txt in it: four fifths of the clips of each word train, one fifth tests",)
+            y = np.unique([clip.partition("/")[0] for clip in rest], return_inverse=True)[1]
+            testing = {rest[row] for row in split_rows(folder.name, y)[1]}
     if both := testing & validation:
         raise Refused(f"{folder}: {min(both)} is both in testing_list.txt and in validation_list.txt")
     train = [clip for clip in clips if clip not in testing and clip not in validation]
@@ -109,7 +122,7 @@ def split(folder: Path, clips: Sequence[str]) -> tuple[list[str], list[str]]:
     for part, of_part in (("training", train), ("test", test)):
         if not of_part:
             raise Refused(f"{folder}: no {part} clip; write the clips to test on into testing_list.txt, one a line")
-    return train, test
+    return train, test, notes
 
 
 def falls_to_test(clip: str, buckets: int = 2**27) -> bool:
@@ -122,7 +135,7 @@ def falls_to_test(clip: str, buckets: int = 2**27) -> bool:
     return 10 <= percent < 20
 
 
-def read_wav(path: Path) -> np.ndarray:
+def read_sound(path: Path) -> np.ndarray:
     """Samples of a file, one channel at 16 kHz."""
     import librosa
     import soundfile
@@ -204,8 +217,8 @@ def _folder(path: Path) -> Path:
     return path
 
 
-def _wav_files(folder: Path) -> list[Path]:
-    return sorted(f for f in folder.iterdir() if f.suffix.lower() == ".wav" and not f.name.startswith("."))
+def _sound_files(folder: Path) -> list[Path]:
+    return sorted(f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and not f.name.startswith("."))
 
 
 def _read_list(path: Path, known: set[str]) -> set[str] | None:
@@ -222,7 +235,7 @@ def _read_clips(folder: Path, clips: Sequence[str], words: Sequence[str]) -> tup
     sound = torch.empty(len(clips), SAMPLE_RATE)
 
     def read(row: int) -> None:
-        sound[row] = torch.from_numpy(one_second(read_wav(folder / clips[row])))
+        sound[row] = torch.from_numpy(one_second(read_sound(folder / clips[row])))
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         rows = pool.map(read, range(len(clips)))
@@ -235,5 +248,5 @@ def _read_clips(folder: Path, clips: Sequence[str], words: Sequence[str]) -> tup
 
 def _read_noise(folder: Path) -> Tensor | None:
     """Join all recordings of background noise into one track."""
-    files = _wav_files(folder) if folder.is_dir() else []
-    return torch.from_numpy(np.concatenate([read_wav(f) for f in files])) if files else None
+    files = _sound_files(folder) if folder.is_dir() else []
+    return torch.from_numpy(np.concatenate([read_sound(f) for f in files])) if files else None

@@ -36,7 +36,7 @@ class Speech:
 
     name = "speech"
     description = "Contrastive pretraining on spoken words, with and without i-Mix."
-    data_help = "digits, speechcommands, a folder with WORD/CLIP.wav, or a .tar.gz of one"
+    data_help = "digits, speechcommands, a folder with WORD/CLIP (WAV, FLAC, OGG, MP3), or a .tar.gz of one"
     named = NAMED
     settings = SpeechSettings
 
