@@ -49,7 +49,8 @@ def refuse_without_room(path: Path, size: int) -> None:
         finally:
             scratch.unlink(missing_ok=True)
     except OSError as error:
-        raise Refused(f"{path.parent}: no file of {size / 1e6:.1f} MB can be written there: {error.strerror}") from error
+        wanted = f"no file of {size / 1e6:.1f} MB can be written there"
+        raise Refused(f"{path.parent}: {wanted}: {error.strerror}") from error
 
 
 def _open(out: Path) -> int | None:
