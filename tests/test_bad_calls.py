@@ -35,7 +35,7 @@ ROW_MISTAKES = [
 PAIR_MISTAKES = [
     *ROW_MISTAKES,
     ("another dtype", ROWS.double()),
-    ("half precision", ROWS.half()),
+    ("double precision", ROWS.double()),
     ("another device", META),
     ("more rows", torch.ones(N + 1, D)),
     ("a single row, which would broadcast", ROWS[:1]),

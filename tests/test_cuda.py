@@ -4,14 +4,15 @@ import contextlib
 import functools
 
 import pytest
+import reference
 import torch
 from torch.nn import functional as F
 
 from imix_aug import IMix, imix_nce_loss, imix_ntxent_loss
-from imix_aug._cross_entropy.operator import row_logsumexp
-from imix_aug._mixing import operators as mix
-import reference
 from imix_aug._backend import runs_triton
+from imix_aug._cross_entropy.columns import LeftOut, Positives
+from imix_aug._cross_entropy.operator import soft_cross_entropy
+from imix_aug._mixing import operators as mix
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -54,9 +55,9 @@ def test_the_kernels_are_in_use():
 @pytest.mark.parametrize(
     ("n", "m", "k", "exclusions"),
     [
-        (1, 1, None, 0),
+        (1, 2, None, 0),
         (2, 17, 0, 1),
-        (130, 65, 33, 2),
+        (130, 165, 33, 2),
         (1000, 1000, None, 2),
         (4096, 4096, 100, 0),
         (300, 300, 65536, 0),
@@ -69,13 +70,18 @@ def test_agreement(n, m, k, exclusions, d, dtype, precision):
         pytest.skip("float64 goes through plain PyTorch")
     query, key = unit(n, d, dtype, 0.1).requires_grad_(), unit(m, d, dtype).requires_grad_()
     negatives = None if k is None else unit(k, d, dtype)
-    excluded = torch.randint(max(1, m - 1), (n, exclusions), device="cuda") if exclusions else None
+    left_out = LeftOut(torch.randint(m, (n, exclusions), device="cuda") if exclusions else None)
+    columns = torch.stack([torch.arange(n, device="cuda"), torch.randperm(n, device="cuda")], 1)
+    lam = torch.rand(n, device="cuda")
+    positives = Positives(columns, torch.stack([lam, 1 - lam], 1))
     weight = torch.randn(n, device="cuda")
     exact = [x.detach().double().requires_grad_() for x in (query, key)]
-    wanted = reference.row_logsumexp(*exact, None if negatives is None else negatives.double(), excluded)
+    wanted = reference.soft_cross_entropy(
+        *exact, None if negatives is None else negatives.double(), positives, left_out
+    )
     tolerance = 1e-2 if dtype == torch.float32 and precision == "high" else TOLERANCE[dtype]
     for summed in (True, False):
-        got = row_logsumexp(query, key, negatives, excluded=excluded, summed=summed)
+        got = soft_cross_entropy(query, key, negatives, positives, left_out=left_out, dtype=dtype, summed=summed)
         scale = torch.ones((), device="cuda") if summed else weight
         gradients = torch.autograd.grad((got * scale).sum(), (query, key))
         expected = torch.autograd.grad((wanted * scale).sum(), exact, retain_graph=True)
@@ -88,10 +94,11 @@ def test_agreement(n, m, k, exclusions, d, dtype, precision):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_repeated_runs_agree_to_the_bit(d, dtype, precision):
     query, key = unit(3000, d, dtype, 0.1).requires_grad_(), unit(5000, d, dtype).requires_grad_()
+    own = Positives.own(3000, query.device, torch.float32)
     runs = []
     for _ in range(3):
-        lse = row_logsumexp(query, key)
-        runs.append((lse.detach(), *torch.autograd.grad(lse.sum(), (query, key))))
+        losses = soft_cross_entropy(query, key, None, own, dtype=dtype)
+        runs.append((losses.detach(), *torch.autograd.grad(losses.sum(), (query, key))))
     for again in runs[1:]:
         for first, second in zip(runs[0], again, strict=True):
             assert torch.equal(first, second)
@@ -209,6 +216,6 @@ def test_a_step_is_one_graph_of_the_compiler(mode, loss_name, parts):
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 def test_the_second_card_is_used_where_the_tensors_are():
     query = unit(100, 64, torch.bfloat16).to("cuda:1").requires_grad_()
-    row_logsumexp(query, query.detach()).sum().backward()
+    imix_nce_loss(query, query.detach()).backward()
     x, _ = IMix()(torch.randn(8, 3, 8, 8, device="cuda:1"))
     assert query.grad.device == x.device == torch.device("cuda:1")

@@ -19,7 +19,7 @@ from imix_aug import (
     imix_ntxent_loss,
     imix_supcon_loss,
 )
-from imix_aug._keys import keys as imix_distributed
+from imix_aug._keys import ranks as imix_distributed
 
 KINDS = ("npair", "constant_keys", "moco", "ntxent", "supcon")
 ROWS, WIDTH, EMBEDDING = 4, 5, 3
@@ -340,6 +340,20 @@ def test_uneven_batches_are_refused_in_a_compiled_graph(worlds):
     worlds[2].run(use_uneven_batches, False, True)
 
 
+def use_other_widths_and_dtypes(rank, size):
+    rows = torch.randn(4, 3 + (rank == 1))
+    with pytest.raises(ValueError, match=r"embeddings of one width on all ranks, got 3, 4, 3 columns on ranks 0 to 2"):
+        imix_nce_loss(rows, rows, gather_distributed=True)
+    rows = torch.randn(4, 3, dtype=torch.float64 if rank == 2 else torch.float32)
+    named = r"one dtype on all ranks, got torch.float32, torch.float32, torch.float64 on"
+    with pytest.raises(ValueError, match=named):
+        imix_nce_loss(rows, rows, gather_distributed=True)
+
+
+def test_ranks_that_disagree_about_widths_and_dtypes_are_refused(worlds):
+    worlds[3].run(use_other_widths_and_dtypes)
+
+
 def want_gradients_on_one_rank(rank, size):
     query, key = torch.randn(4, 3, requires_grad=True), torch.randn(4, 3, requires_grad=rank == 0)
     with pytest.raises(ValueError, match=r"on all ranks or on none, got requires_grad True, False on ranks 0 to 1"):
@@ -418,7 +432,7 @@ def reduce_scatter_like_on_a_gpu(rank, size):
         dist.reduce_scatter_tensor(own, rows.contiguous())
     except RuntimeError:
         return False
-    assert torch.equal(own, imix_distributed._reduce_scatter(rows, None))
+    assert torch.equal(own, imix_distributed.reduce_scatter(rows, None))
     return True
 
 

@@ -56,7 +56,6 @@ def test_every_line_that_replaces_a_loss_names_its_temperature(page):
     assert [call for call in calls if "temperature=" not in call] == []
 
 
-@pytest.mark.xfail(strict=True, reason="imix_clip_loss is on its way")
 def test_every_loss_that_a_page_names_exists():
     import imix_aug
 

@@ -371,7 +371,10 @@ def test_a_compiled_scalar_criterion_with_one_lambda(dtype):
     criterion = IMixLoss(F.mse_loss)
     compiled = torch.compile(criterion, fullgraph=True, backend="aot_eager")
     partner = torch.randperm(6)
-    for labels in (VirtualLabels(torch.full((), 0.7).expand(6), partner), one_lambda(VirtualLabels(torch.ones(6), partner))):
+    for labels in (
+        VirtualLabels(torch.full((), 0.7).expand(6), partner),
+        one_lambda(VirtualLabels(torch.ones(6), partner)),
+    ):
         torch.testing.assert_close(compiled(a, b, labels), criterion(a, b, labels))
 
 

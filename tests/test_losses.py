@@ -3,13 +3,21 @@ import functools
 import oracle
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from imix_aug import VirtualLabels, _losses, imix_byol_loss, imix_nce_loss, imix_ntxent_loss, imix_supcon_loss
-from imix_aug._cross_entropy import node
-from imix_aug._cross_entropy import operator as _ops
+from imix_aug import (
+    VirtualLabels,
+    _contrast,
+    imix_byol_loss,
+    imix_clip_loss,
+    imix_nce_loss,
+    imix_ntxent_loss,
+    imix_supcon_loss,
+)
+from imix_aug._cross_entropy import plain
+from imix_aug._keys import keys
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
 
@@ -268,11 +276,11 @@ def test_byol_by_hand():
     assert losses.tolist() == [0.5, 1.0]
 
 
-def test_keys_and_negatives_without_gradient_get_none():
-    q, k, negatives = torch.randn(3, 4, requires_grad=True), torch.randn(3, 4), torch.randn(5, 4, requires_grad=True)
+def test_a_constant_costs_no_gradient_and_a_target_gets_none():
+    q, k, negatives = torch.randn(3, 4, requires_grad=True), torch.randn(3, 4), torch.randn(5, 4)
     imix_nce_loss(q, k, negatives=negatives).backward()
     assert q.grad is not None
-    assert negatives.grad is None
+    assert k.grad is negatives.grad is None
     target = torch.randn(3, 4, requires_grad=True)
     imix_byol_loss(q, target).backward()
     assert target.grad is None
@@ -283,41 +291,45 @@ def test_keys_and_negatives_without_gradient_get_none():
 def test_matrix_products_take_the_dtype_of_the_embeddings_or_of_autocast(loss, dtype, monkeypatch):
     """Rows are scaled in float32, and yet the products are to be as fast as the embeddings' own dtype."""
     taken = []
-    original = _ops.row_logsumexp
+    original = keys.soft_cross_entropy
     monkeypatch.setattr(
-        _ops, "row_logsumexp", lambda *rows, **how: taken.append(how["dtype"]) or original(*rows, **how)
+        keys, "soft_cross_entropy", lambda *rows, **how: taken.append(how["dtype"]) or original(*rows, **how)
     )
     q, k, negatives = (torch.randn(4, 3).to(dtype) for _ in range(3))
     for reduction in ("mean", "none"):
         CONTRASTIVE[loss](q, k, None, negatives=negatives, reduction=reduction)
         with torch.autocast("cpu", torch.float16):
             CONTRASTIVE[loss](q, k, None, negatives=negatives, reduction=reduction)
-    assert taken == [dtype, torch.float16] * 2
+    # Autocast leaves float64 alone, as it does everywhere in PyTorch.
+    assert taken == [dtype, torch.float64 if dtype == torch.float64 else torch.float16] * 2
 
 
 def test_a_plain_batch_goes_through_the_single_node_and_nothing_else_does(monkeypatch):
-    q, k, labels = torch.randn(4, 3), torch.randn(4, 3), VirtualLabels.identity(4)
-    calls, answer = [], torch.tensor(42.0)
-    monkeypatch.setattr(node, "nce_loss", lambda *args: calls.append(args) or answer)
+    q, k, labels = *torch.randn(2, 4, 3, requires_grad=True).unbind(), VirtualLabels.identity(4)
+    answer = torch.tensor(42.0)
+    monkeypatch.setattr(plain, "nce_loss", lambda *args: answer)
     assert imix_nce_loss(q, k, labels, temperature=0.25) is answer
-    assert calls == [(q, k, labels, 4.0, "mean")]
-    monkeypatch.setattr(node, "nce_loss", lambda *args: pytest.fail("this is no plain batch"))
+    monkeypatch.setattr(plain, "nce_loss", lambda *args: pytest.fail("this is no plain batch"))
     options = (
         {"temperature": torch.tensor(0.25)},
         {"normalize": False},
         {"negatives": k},
         {"gather_distributed": True},
+        {"ids": torch.arange(4)},
+        {"weight": torch.ones(4)},
+        {"hard_negatives": k[:, None]},
+        {"reduction": "none"},
     )
     for each in options:
-        assert imix_nce_loss(q, k, labels, **each) != 42
+        assert (imix_nce_loss(q, k, labels, **each) != 42).all()
     compiled = torch.compile(imix_nce_loss, fullgraph=True, backend="eager")
     assert compiled(q, k, labels) != 42
 
 
 @pytest.mark.parametrize("loss", CONTRASTIVE)
 def test_the_keys_of_the_group_that_was_given_are_asked_for(loss, monkeypatch):
-    asked, group, choose = [], object(), _losses.choose_keys
-    monkeypatch.setattr(_losses, "choose_keys", lambda keys, *how: asked.append(how) or choose(keys, False, None))
+    asked, group, choose = [], object(), _contrast.choose_keys
+    monkeypatch.setattr(_contrast, "choose_keys", lambda keys, *how: asked.append(how) or choose(keys, False, None))
     CONTRASTIVE[loss](torch.randn(4, 3), torch.randn(4, 3), None, gather_distributed=True, process_group=group)
     assert asked == [(True, group)]
 
@@ -447,3 +459,100 @@ def test_byol_names_its_own_arguments():
         imix_byol_loss(X.long(), Y)
     with pytest.raises(ValueError, match=r"^reduction must be one of"):
         imix_byol_loss(X, Y, reduction="max")
+
+
+# Arguments of the contrastive losses beyond the paper's, each against the dense formula.
+
+
+def dense_extended(loss, q, k, labels, *, temperature, negatives, ids, negative_ids, hard, weight, reduction):
+    """The formulas in float64 with whole matrices, from the words of the docstrings."""
+    n, eye = len(q), torch.eye(len(q), dtype=torch.float64)
+    label = (
+        eye
+        if labels is None
+        else labels.lam.double()[:, None] * eye + (1 - labels.lam.double())[:, None] * eye[labels.partner]
+    )
+    unit = lambda rows: F.normalize(rows, dim=-1)  # noqa: E731
+
+    def cross_entropy(query, keys, label, left_out):
+        logits = unit(query) @ unit(keys).T / temperature
+        same = torch.zeros(logits.shape, dtype=torch.bool)
+        if ids is not None:
+            times = logits.shape[1] // n
+            same = ids[:, None] == ids.repeat(times)[None]
+        logits = logits.masked_fill((same & (label == 0)) | left_out, -torch.inf)
+        parts = [logits]
+        if negatives is not None:
+            more = unit(query) @ unit(negatives).T / temperature
+            if ids is not None and negative_ids is not None:
+                more = more.masked_fill(ids[:, None] == negative_ids, -torch.inf)
+            parts.append(more)
+        if hard is not None:
+            parts.append(torch.einsum("nd,nhd->nh", unit(query), unit(hard)) / temperature)
+        log_p = torch.cat(parts, 1).log_softmax(1)[:, : label.shape[1]]
+        return -(label * torch.where(label > 0, log_p, 0)).sum(1)
+
+    nothing = torch.zeros(n, n, dtype=torch.bool)
+    if loss == "nce":
+        rows = cross_entropy(q, k, label, nothing)
+    elif loss == "ntxent":
+        own = label > 0
+        if labels is not None:  # the partner is left out whatever its share
+            own = own | (eye[labels.partner] > 0) | (eye > 0)
+        keys = torch.cat([q.flip(0), k])
+        one = cross_entropy(q, keys, torch.cat([0 * label, label], 1), torch.cat([own, nothing], 1))
+        two = cross_entropy(k.flip(0), keys, torch.cat([label, 0 * label], 1), torch.cat([nothing, own], 1))
+        rows = (one + two) / 2
+    else:
+        held = label.T / label.sum(0)[:, None]
+        rows = (cross_entropy(q, k, label, nothing) + cross_entropy(k, q, held, nothing)) / 2
+    if weight is not None:
+        rows = rows * weight
+    if reduction == "none":
+        return rows
+    return rows.sum() / (1 if reduction == "sum" else n if weight is None else weight.sum())
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.sampled_from(["nce", "ntxent", "clip"]),
+    st.integers(1, 9),
+    st.sampled_from(["mean", "sum", "none"]),
+    st.lists(st.booleans(), min_size=6, max_size=6),
+    st.integers(0, 2**31),
+)
+def test_ids_hard_negatives_and_weights_are_the_dense_formula(loss, n, reduction, wanted, seed):
+    generator = torch.Generator().manual_seed(seed)
+    draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()  # noqa: E731
+    mixed, with_negatives, with_ids, with_negative_ids, with_hard, with_weight = wanted
+    with_negatives, with_hard = with_negatives and loss != "clip", with_hard and loss != "clip"
+    q, k = draw(n, 4), draw(n, 4)
+    negatives, hard = draw(5, 4) if with_negatives else None, draw(n, 2, 4) if with_hard else None
+    ids = torch.randint(3, (n,), generator=generator) if with_ids else None
+    negative_ids = None
+    if with_ids and with_negatives and with_negative_ids:
+        negative_ids = torch.randint(3, (5,), generator=generator)
+    weight = torch.rand(n, generator=generator, dtype=torch.float64) + 0.1 if with_weight else None
+    labels = None
+    if mixed:
+        labels = VirtualLabels(
+            torch.rand(n, generator=generator, dtype=torch.float64) / 2 + 0.5, torch.randperm(n, generator=generator)
+        )
+    temperature = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    how = {"temperature": temperature, "reduction": reduction, "ids": ids, "weight": weight}
+    more = {"negatives": negatives, "negative_ids": negative_ids, "hard_negatives": hard}
+    if loss == "nce":
+        actual = imix_nce_loss(q, k, labels, **how, **more)
+    elif loss == "ntxent":
+        actual = imix_ntxent_loss(q, k.flip(0), q.flip(0), k, labels, **how, **more)
+    else:
+        actual = imix_clip_loss(q, k, labels, **how)
+    more["hard"] = more.pop("hard_negatives")
+    expected = dense_extended(loss, q, k, labels, **how, **more)
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
+    if expected.sum() == 0:  # nothing to tell apart
+        return
+    leaves = [each for each in (q, k, temperature, negatives, hard) if each is not None]
+    grads = (torch.autograd.grad(each.sum(), leaves, allow_unused=True) for each in (actual, expected))
+    for grad, right in zip(*grads, strict=True):
+        torch.testing.assert_close(grad, torch.zeros_like(grad) if right is None else right, rtol=1e-9, atol=1e-11)

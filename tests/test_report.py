@@ -20,7 +20,7 @@ def test_report_names_versions_devices_and_backends():
 
 
 def test_backend_of_a_card_without_triton_says_so(monkeypatch):
-    monkeypatch.setattr(main._ops, "_implementation", lambda device: main._ops.blocked)
+    monkeypatch.setattr(main.sweeps, "implementation", lambda device: main.sweeps.blocked)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert main.backend(torch.device("cuda", 0)).startswith("blocked (Triton is not installed")
 
@@ -31,6 +31,6 @@ def test_a_package_that_is_missing_and_an_older_card_are_named(monkeypatch):
 
     monkeypatch.setattr(importlib.metadata, "version", no_version)
     assert "\nnumpy not installed\n" in main.report()
-    monkeypatch.setattr(main._ops, "_implementation", lambda device: main._ops.blocked)
+    monkeypatch.setattr(main.sweeps, "implementation", lambda device: main.sweeps.blocked)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     assert main.backend(torch.device("cuda", 0)).startswith("blocked (the kernels want compute capability 8.0")

@@ -25,7 +25,7 @@ from imix_aug import (
     imix_ntxent_loss,
     imix_supcon_loss,
 )
-from imix_aug._cross_entropy import operator as _ops
+from imix_aug._cross_entropy import blocked, sweeps
 
 
 def labels_of(n):
@@ -289,16 +289,16 @@ def test_losses_in_another_process(context):
 
 def test_other_devices_fall_back_to_the_blocked_version():
     """MPS has no kernels of its own."""
-    assert _ops._implementation(torch.device("mps")) is _ops.blocked
-    assert _ops._implementation(torch.device("cpu")) is _ops.blocked
-    assert _ops._implementation(torch.device("xpu")) is _ops.blocked
+    assert sweeps.implementation(torch.device("mps")) is blocked
+    assert sweeps.implementation(torch.device("cpu")) is blocked
+    assert sweeps.implementation(torch.device("xpu")) is blocked
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_blocked_version_forced(device, monkeypatch):
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    monkeypatch.setattr(_ops, "_implementation", lambda device: _ops.blocked)
+    monkeypatch.setattr(sweeps, "implementation", lambda device: blocked)
     q, k = (torch.randn(33, 5, dtype=torch.float64, device=device, requires_grad=True) for _ in range(2))
     labels = VirtualLabels(0.5 + 0.5 * torch.rand(33, device=device), torch.randperm(33, device=device))
     loss = imix_nce_loss(q, k, labels)

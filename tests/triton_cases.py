@@ -16,6 +16,7 @@ import reference  # noqa: E402
 
 from imix_aug._cross_entropy import triton as kernels  # noqa: E402
 from imix_aug._cross_entropy import triton_blocks, triton_sweep  # noqa: E402
+from imix_aug._cross_entropy.columns import LeftOut  # noqa: E402
 from imix_aug._mixing import triton as mix_triton  # noqa: E402
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="run by test_triton.py")
@@ -59,17 +60,28 @@ def dense(query, key, negatives, excluded, weight):
     """The dense formula in float64: the values, and the gradients of their sum and of their weighted sum."""
     query, key = (x.double().requires_grad_() for x in (query, key))
     negatives = None if negatives is None else negatives.double()
-    lse = reference.row_logsumexp(query, key, negatives, excluded)
+    lse = reference.row_logsumexp(query, key, negatives, LeftOut(excluded))
     gradients = torch.autograd.grad(lse.sum(), (query, key), retain_graph=True)
     return lse.detach(), *gradients, torch.autograd.grad((lse * weight).sum(), key)[0]
+
+
+def sweep(query, key, negatives, excluded, wants_query_grad, wants_key_grad):
+    """Both sweeps: the log-sum-exp, and the gradients of its sum."""
+    without = LeftOut(excluded)
+    lse, query_grad = kernels.sweep_keys(query, key, negatives, without, wants_query_grad)
+    return lse, query_grad, key_sweep(query, key, excluded, lse, torch.ones(len(query))) if wants_key_grad else None
+
+
+def key_sweep(query, key, excluded, lse, weight):
+    return kernels.sweep_queries(query, key, LeftOut(excluded), lse, weight)
 
 
 def agree(query, key, negatives=None, excluded=None, tolerance=None):
     """Compare both calls of the interface with the dense formula, by the norm of the difference."""
     weight = torch.randn(len(query))
     tolerance = tolerance or TOLERANCE[query.dtype]
-    lse, query_grad, key_grad = kernels.forward(query, key, negatives, excluded, True, True)
-    results = lse, query_grad, key_grad, kernels.key_grad(query, key, excluded, lse, weight)
+    lse, query_grad, key_grad = sweep(query, key, negatives, excluded, True, True)
+    results = lse, query_grad, key_grad, key_sweep(query, key, excluded, lse, weight)
     wanted = dense(query, key, negatives, excluded, weight)
     for name, result, want in zip(("lse", "query", "key", "weighted key"), results, wanted, strict=True):
         assert result.dtype == torch.float32
@@ -133,11 +145,11 @@ def test_full_float32_goes_in_blocks(small_tiles, monkeypatch):
 
 def test_float64_stays_exact():
     query, key = torch.randn(5, 8).double(), torch.randn(7, 8).double()
-    lse, _, _ = kernels.forward(query, key, None, None, True, True)
+    lse, _, _ = sweep(query, key, None, None, True, True)
     torch.testing.assert_close(lse, reference.row_logsumexp(query, key), atol=1e-12, rtol=1e-12)
     weight = torch.randn(5).double()
     wanted = dense(query.clone(), key.clone(), None, None, weight)[-1]
-    torch.testing.assert_close(kernels.key_grad(query, key, None, lse, weight), wanted, atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(key_sweep(query, key, None, lse, weight), wanted, atol=1e-12, rtol=1e-12)
 
 
 @pytest.mark.parametrize("d", [20, 300])
@@ -155,8 +167,8 @@ def test_strides(d, small_tiles):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_only_what_is_wanted_is_computed(wanted, d, dtype, small_tiles):
     query, key = rows(9, d, dtype, d**-0.5), rows(40, d, dtype)
-    every = kernels.forward(query, key, None, None, True, True)
-    lse, *gradients = kernels.forward(query, key, None, None, *wanted)
+    every = sweep(query, key, None, None, True, True)
+    lse, *gradients = sweep(query, key, None, None, *wanted)
     torch.testing.assert_close(lse, every[0])
     for want, gradient, full in zip(wanted, gradients, every[1:], strict=True):
         assert (gradient is not None) == want
@@ -178,7 +190,7 @@ def test_any_temperature(d, scale, small_tiles):
 def test_nan_in_is_nan_out(d, dtype, where, small_tiles):
     inputs = {"query": rows(5, d, dtype), "key": rows(40, d, dtype), "negatives": rows(40, d, dtype)}
     inputs[where][3, -1] = torch.nan
-    lse, query_grad, key_grad = kernels.forward(*inputs.values(), None, True, True)
+    lse, query_grad, key_grad = sweep(*inputs.values(), None, True, True)
     touched = torch.arange(5) == 3 if where == "query" else torch.ones(5, dtype=torch.bool)
     assert torch.equal(lse.isnan(), touched)
     assert query_grad[touched].isnan().any(dim=1).all()
@@ -190,27 +202,27 @@ def test_nan_in_is_nan_out(d, dtype, where, small_tiles):
 def test_a_row_that_leaves_out_every_column(d, dtype, small_tiles):
     query, key = rows(3, d, dtype), rows(2, d, dtype)
     excluded = torch.tensor([[0, 1], [0, 0], [1, 1]])
-    lse, query_grad, key_grad = kernels.forward(query, key, None, excluded, True, True)
+    lse, query_grad, key_grad = sweep(query, key, None, excluded, True, True)
     assert lse[0] == -torch.inf
     assert (query_grad[0] == 0).all()
     # The other rows have one column each, so their softmax is one.
     torch.testing.assert_close(query_grad[1:], key.float().flip(0))
     torch.testing.assert_close(key_grad, query[1:].float().flip(0))
-    assert (kernels.key_grad(query, key, excluded, lse, torch.zeros(3)) == 0).all()
+    assert (key_sweep(query, key, excluded, lse, torch.zeros(3)) == 0).all()
 
 
 def test_infinite_logits(small_tiles):
     query, key = rows(2, 4).abs(), rows(40, 4)
     key[20] = torch.inf
-    lse, _, _ = kernels.forward(query, key, None, None, False, False)
+    lse, _, _ = sweep(query, key, None, None, False, False)
     assert (lse == torch.inf).all()
 
 
 def test_tiny_weights_survive_float16(small_tiles):
     query, key, weight = rows(33, 8, torch.float16), rows(65, 8, torch.float16), torch.rand(33) * 1e-9
-    lse, _, _ = kernels.forward(query, key, None, None, False, False)
+    lse, _, _ = sweep(query, key, None, None, False, False)
     wanted = dense(query.clone(), key.clone(), None, None, weight)[-1]
-    error = (kernels.key_grad(query, key, None, lse, weight).double() - wanted).norm() / wanted.norm()
+    error = (key_sweep(query, key, None, lse, weight).double() - wanted).norm() / wanted.norm()
     assert error < 2e-3
 
 

@@ -7,7 +7,7 @@ import platform
 import torch
 
 import imix_aug
-from imix_aug._cross_entropy import operator as _ops
+from imix_aug._cross_entropy import sweeps
 
 _PACKAGES = ("torch", "triton", "numpy", "typing_extensions")
 
@@ -28,7 +28,7 @@ def name(device: torch.device) -> str:
 
 def backend(device: torch.device) -> str:
     """Return the implementation that rows on this device get, and why."""
-    chosen = _ops._implementation(device).__name__.rpartition(".")[2]
+    chosen = sweeps.implementation(device).__name__.rpartition(".")[2]
     if chosen == "triton":
         why = "Triton is installed and the card has the matrix units that the kernels are made for"
     elif device.type != "cuda":

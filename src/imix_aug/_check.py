@@ -2,12 +2,15 @@
 
 import math
 from numbers import Real
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
 from imix_aug._labels import VirtualLabels
+from imix_aug._values import readable
+
+Reduction = Literal["mean", "sum", "none"]
 
 
 def rows(name: str, value: object, like: Tensor | None = None, like_name: str = "query") -> Tensor:
@@ -24,7 +27,7 @@ def rows(name: str, value: object, like: Tensor | None = None, like_name: str = 
         return value
     if value.device != like.device:
         raise ValueError(f"{name} must be on the device of {like_name}, {like.device}, got {value.device}")
-    if value.dtype != like.dtype and not torch.is_autocast_enabled(like.device.type):
+    if value.dtype != like.dtype and torch.float64 in (value.dtype, like.dtype):
         raise TypeError(f"{name} must have the dtype of {like_name}, {like.dtype}, got {value.dtype}")
     if value.shape[1] != like.shape[1]:
         raise ValueError(
@@ -126,16 +129,75 @@ def labels(value: object, n: int, device: torch.device) -> VirtualLabels | None:
     return value
 
 
-def classes(value: object, n: int, device: torch.device) -> Tensor:
-    """Accept a vector of ``n`` integers on ``device``."""
+def keys_are_unmixed(labels: VirtualLabels | None, query: Tensor, key: Tensor, view: str = "") -> None:
+    """Refuse mixed queries that are their own keys, where labels can be read."""
+    if labels is None or not (query is key or _same_memory(query, key)) or not readable(labels.lam):
+        return
+    if not bool((labels.lam == 1).all()):
+        raise ValueError(
+            f"key{view} must be embeddings of unmixed rows, got those of query{view}, which labels say are mixed: "
+            "encode the unmixed view too"
+        )
+
+
+def permutation(labels: VirtualLabels | None) -> None:
+    """Refuse partners that are no permutation, where they can be read."""
+    if labels is None or not readable(labels.partner):
+        return
+    times = torch.bincount(labels.partner, minlength=labels.partner.shape[0])
+    if int(times.max()) > 1:
+        raise ValueError(
+            "labels.partner must be a permutation, so that a key has one other query, "
+            f"got row {int(times.argmax())} as the partner of {int(times.max())} rows"
+        )
+
+
+def _same_memory(first: Tensor, second: Tensor) -> bool:
+    if type(first) is not Tensor or type(second) is not Tensor or torch.compiler.is_compiling():
+        return False
+    return first.data_ptr() == second.data_ptr() and first.stride() == second.stride()
+
+
+def integers(name: str, value: object, n: int, device: torch.device) -> Tensor:
+    """Accept a vector of ``n`` integers on ``device``, as int64."""
     if not isinstance(value, Tensor):
-        raise TypeError(f"classes must be a tensor (N,), got {_kind(value)}")
-    if value.dtype == torch.bool or value.is_floating_point() or value.is_complex():
-        raise TypeError(f"classes must have an integer dtype, got {value.dtype}")
+        raise TypeError(f"{name} must be a tensor ({n},), got {_kind(value)}")
+    if value.dtype not in _INTEGERS:
+        raise TypeError(f"{name} must have an integer dtype, got {value.dtype}")
     if value.shape != (n,):
-        raise ValueError(f"classes must have shape ({n},), one entry a row, got {tuple(value.shape)}")
+        raise ValueError(f"{name} must have shape ({n},), one entry per row, got {tuple(value.shape)}")
     if value.device != device:
-        raise ValueError(f"classes must be on the device of the rows, {device}, got {value.device}")
+        raise ValueError(f"{name} must be on the device of the rows, {device}, got {value.device}")
+    return value.to(torch.int64)
+
+
+_INTEGERS = (
+    *(torch.int8, torch.int16, torch.int32, torch.int64),
+    *(torch.uint8, torch.uint16, torch.uint32, torch.uint64),
+)
+
+
+def hard_negatives(value: object, query: Tensor) -> Tensor:
+    """Accept further columns of each row's own, ``(N, H, D)``."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"hard_negatives must be a tensor (N, H, D), got {_kind(value)}")
+    n, d = query.shape
+    if value.dim() != 3 or value.shape[0] != n or value.shape[1] == 0 or value.shape[2] != d:
+        raise ValueError(f"hard_negatives must have shape ({n}, H, {d}), got {tuple(value.shape)}")
+    rows("hard_negatives", value[:, 0], query)
+    return value
+
+
+def weight(value: object, n: int, device: torch.device) -> Tensor:
+    """Accept a floating-point weight per row."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"weight must be a tensor ({n},), got {_kind(value)}")
+    if not value.is_floating_point():
+        raise TypeError(f"weight must be floating-point, got {value.dtype}")
+    if value.shape != (n,):
+        raise ValueError(f"weight must have shape ({n},), one entry per row, got {tuple(value.shape)}")
+    if value.device != device:
+        raise ValueError(f"weight must be on the device of the rows, {device}, got {value.device}")
     return value
 
 
@@ -148,8 +210,7 @@ def temperature(value: object, device: torch.device) -> float | Tensor:
             raise TypeError(f"temperature must be floating-point, got {value.dtype}")
         if value.device != device and value.device.type != "cpu":
             raise ValueError(f"temperature must be on the device of query, {device}, or the CPU, got {value.device}")
-        readable = value.device.type == "cpu" and not torch.compiler.is_compiling()
-        if readable and not 0 < value.item() < math.inf:
+        if readable(value) and not 0 < value.item() < math.inf:
             raise ValueError(f"temperature must be positive and finite, got {value.item()}")
         return value
     return positive("temperature", value)
@@ -199,11 +260,15 @@ def flag(name: str, value: object) -> bool:
     return value
 
 
-def process_group(gather_distributed: object, group: object) -> bool:
-    """Accept a process group only where it is used."""
+def process_group(gather_distributed: object, group: Any) -> Any:
+    """Accept a process group, or a one-dimensional device mesh for its group, only where it is used."""
     if not flag("gather_distributed", gather_distributed) and group is not None:
         raise ValueError(f"process_group must be None unless gather_distributed=True, got {_kind(group)}")
-    return bool(gather_distributed)
+    if hasattr(group, "mesh_dim_names"):
+        if group.ndim != 1:
+            raise ValueError(f"process_group must be a group or a mesh of one dimension, got one of {group.ndim}")
+        return group.get_group()
+    return group
 
 
 def generator(value: object) -> torch.Generator | None:
@@ -247,6 +312,12 @@ def keys(name: str, value: object) -> tuple[str | int, ...] | None:
     if not several:
         raise ValueError(f"{name} must name at least one key, got {value!r}")
     return several
+
+
+def reduction(value: object) -> Reduction:
+    """Accept how the rows' losses are put together."""
+    choice("reduction", value, ("mean", "sum", "none"))
+    return cast(Reduction, value)
 
 
 def _number(name: str, value: object) -> float:

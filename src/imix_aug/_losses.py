@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.distributed import ProcessGroup
 
-from imix_aug import _check
-from imix_aug._keys.keys import Keys, choose_keys
+from imix_aug import _check, _contrast
+from imix_aug._check import Reduction
+from imix_aug._cross_entropy import plain
+from imix_aug._cross_entropy.columns import Positives
+from imix_aug._cross_entropy.operator import without_autocast
+from imix_aug._embeddings import rows
 from imix_aug._labels import VirtualLabels
-from imix_aug._cross_entropy import node
-from imix_aug._keys.ring import RingKeys
 
-_REDUCTIONS = ("mean", "sum", "none")
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 def imix_nce_loss(
@@ -25,27 +28,37 @@ def imix_nce_loss(
     temperature: float | Tensor = 0.2,
     negatives: Tensor | None = None,
     normalize: bool = True,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
     gather_distributed: bool = False,
-    process_group: ProcessGroup | None = None,
+    process_group: ProcessGroup | DeviceMesh | None = None,
+    ids: Tensor | None = None,
+    negative_ids: Tensor | None = None,
+    hard_negatives: Tensor | None = None,
+    weight: Tensor | None = None,
 ) -> Tensor:
     """Contrast each mixed query with the keys of the batch: i-Mix for N-pair losses and MoCo.
 
     Row i is classified among all keys, its soft target being key i with weight ``lam_i`` and key ``partner(i)`` with
     the rest (Lee et al., ICLR 2021, arXiv 2010.08887, equations 3 and 4). Without labels this is InfoNCE. Memory grows
-    with (N + K) x D: the logits are never stored. For symmetric training call it twice with the views' roles swapped.
+    with (N + K) x D: the logits are never stored. For symmetric training mix the other view too and
+    call it again; never swap the arguments under the same labels (``imix_clip_loss`` knows both directions).
 
     Args:
         query: ``(N, D)``, embeddings of the mixed view.
         key: ``(N, D)``, embeddings of the other, unmixed view; costs no backward pass if it needs no gradient.
         labels: what ``IMix`` returned beside the mixed view; None for an unmixed batch.
         temperature: what the logits are divided by, a positive float or a 0-d tensor, which may need a gradient.
-        negatives: ``(K, D)``, more keys that belong to no row, such as ``NegativeQueue.negatives``; constant.
+        negatives: ``(K, D)``, more keys that belong to no row, such as ``NegativeQueue.negatives``.
+            A gradient goes to those that need one.
         normalize: scale all rows to unit length first (those shorter than 1e-12 are divided by that).
-        reduction: "mean", "sum", or "none" for a loss a row.
+        reduction: "mean", "sum", or "none" for a loss per row.
         gather_distributed: take the keys of all ranks of ``process_group``, gradients included, so that DDP's averaged
             gradients equal those of one process with the whole batch. All ranks need equal batch sizes.
-        process_group: default the default group.
+        process_group: a group or a mesh of one dimension; default the default group.
+        ids: ``(N,)`` integers: a column with the row's id that is none of its positives is left out.
+        negative_ids: ``(K,)`` integers, those of ``negatives``.
+        hard_negatives: ``(N, H, D)``, further columns of each row's own.
+        weight: ``(N,)``, what each row counts; "mean" is then the weighted mean.
 
     Returns:
         A 0-d tensor, or ``(N,)`` for ``reduction="none"``; float32, or float64 for float64 embeddings.
@@ -59,44 +72,57 @@ def imix_nce_loss(
         >>> net = torch.nn.Linear(32, 16)
         >>> view_1, view_2 = torch.randn(8, 32), torch.randn(8, 32)
         >>> x, labels = IMix(alpha=1.0)(view_1)
-        >>> loss = imix_nce_loss(net(x), net(view_2), labels)
+        >>> loss = imix_nce_loss(net(x), net(view_2), labels, temperature=0.2)
         >>> loss.backward()
         >>> loss.shape
         torch.Size([])
     """
     _check.rows("query", query)
     _check.paired_rows("key", key, query)
-    _check_contrast(query, labels, negatives, normalize, reduction, gather_distributed, process_group)
-    temperature = _check.temperature(temperature, query.device)
-    is_plain = normalize and negatives is None and not gather_distributed and not torch.compiler.is_compiling()
-    if is_plain and isinstance(temperature, float):
-        loss = node.nce_loss(query, key, labels, 1 / temperature, reduction)
-        if loss is not None:
-            return loss
-    key = _rows(key, normalize)
-    return _soft_cross_entropy(
-        _rows(query, normalize) / temperature,
-        _expected_rows(key, labels),
-        choose_keys(key, gather_distributed, process_group),
-        None if negatives is None else _rows(negatives.detach(), normalize),
-        dtype=_product_dtype(query),
+    _check.labels(labels, query.shape[0], query.device)
+    _check.keys_are_unmixed(labels, query, key)
+    contrast = _contrast.checked(
+        query,
+        temperature=temperature,
+        negatives=negatives,
+        normalize=normalize,
         reduction=reduction,
+        gather_distributed=gather_distributed,
+        process_group=process_group,
+        ids=ids,
+        negative_ids=negative_ids,
+        hard_negatives=hard_negatives,
+        weight=weight,
     )
+    with without_autocast(query):
+        positives = _positives(labels, query)
+        divisor = contrast.temperature
+        if (
+            contrast.is_plain
+            and isinstance(divisor, float)
+            and plain.applies(query, key, positives, divisor, reduction)
+        ):
+            return plain.nce_loss(query, key, positives, divisor, reduction)
+        return contrast.cross_entropy(query, key, positives)
 
 
 def imix_ntxent_loss(
     query_1: Tensor,
     query_2: Tensor,
-    key_1: Tensor,
-    key_2: Tensor,
-    labels: VirtualLabels | None,
+    key_1: Tensor | None = None,
+    key_2: Tensor | None = None,
+    labels: VirtualLabels | None = None,
     *,
     temperature: float | Tensor = 0.5,
     negatives: Tensor | None = None,
     normalize: bool = True,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
     gather_distributed: bool = False,
-    process_group: ProcessGroup | None = None,
+    process_group: ProcessGroup | DeviceMesh | None = None,
+    ids: Tensor | None = None,
+    negative_ids: Tensor | None = None,
+    hard_negatives: Tensor | None = None,
+    weight: Tensor | None = None,
 ) -> Tensor:
     """Contrast two mixed views with both unmixed ones: i-Mix for SimCLR's NT-Xent.
 
@@ -109,15 +135,19 @@ def imix_ntxent_loss(
     Args:
         query_1: ``(N, D)``, embeddings of view 1, mixed.
         query_2: ``(N, D)``, embeddings of view 2, mixed with the same lambdas and partners.
-        key_1: ``(N, D)``, embeddings of view 1, unmixed.
-        key_2: ``(N, D)``, embeddings of view 2, unmixed.
+        key_1: ``(N, D)``, embeddings of view 1, unmixed; default, without labels, the queries themselves.
+        key_2: ``(N, D)``, embeddings of view 2, unmixed; likewise.
         labels: the virtual labels of both mixed views; None for unmixed ones.
         temperature: what the logits are divided by, a positive float or a 0-d tensor, which may need a gradient.
-        negatives: ``(K, D)``, more keys that belong to no row; constant.
+        negatives: ``(K, D)``, more keys that belong to no row.
         normalize: scale all rows to unit length first (those shorter than 1e-12 are divided by that).
-        reduction: "mean" and "sum" over the rows of the two views' mean, or "none" for that mean a row.
+        reduction: "mean" and "sum" over the rows of the two views' mean, or "none" for that mean per row.
         gather_distributed: take the keys of all ranks of ``process_group``, gradients included.
-        process_group: default the default group.
+        process_group: a group or a mesh of one dimension; default the default group.
+        ids: ``(N,)`` integers: a column with the row's id that is none of its positives is left out.
+        negative_ids: ``(K,)`` integers, those of ``negatives``.
+        hard_negatives: ``(N, H, D)``, further columns of each row's own.
+        weight: ``(N,)``, what each row counts; "mean" is then the weighted mean.
 
     Returns:
         A 0-d tensor, or ``(N,)`` for ``reduction="none"``; float32, or float64 for float64 embeddings.
@@ -131,30 +161,123 @@ def imix_ntxent_loss(
         >>> net = torch.nn.Linear(32, 16)
         >>> views = torch.randn(2, 8, 32)
         >>> (mixed_1, mixed_2), labels = IMix()((views[0], views[1]))
-        >>> loss = imix_ntxent_loss(net(mixed_1), net(mixed_2), net(views[0]), net(views[1]), labels)
+        >>> loss = imix_ntxent_loss(net(mixed_1), net(mixed_2), net(views[0]), net(views[1]), labels, temperature=0.5)
     """
+    if key_1 is None and key_2 is None:
+        if labels is not None:
+            raise ValueError("labels must be None without keys: mixed queries are contrasted with unmixed keys")
+        key_1, key_2 = query_1, query_2
     _check.rows("query_1", query_1)
     for name, value in ("query_2", query_2), ("key_1", key_1), ("key_2", key_2):
         _check.paired_rows(name, value, query_1, "query_1")
-    _check_contrast(query_1, labels, negatives, normalize, reduction, gather_distributed, process_group)
-    temperature = _check.temperature(temperature, query_1.device)
-
-    n, dtype = query_1.shape[0], _product_dtype(query_1)
-    query_1, query_2, key_1, key_2 = (_rows(each, normalize) for each in (query_1, query_2, key_1, key_2))
-    own = torch.arange(n, device=query_1.device)
-    components = own[:, None] if labels is None else torch.stack([own, labels.partner], dim=1)
-    losses = _soft_cross_entropy(
-        torch.cat([query_1, query_2]) / temperature,
-        torch.cat([_expected_rows(key_2, labels), _expected_rows(key_1, labels)]),
-        choose_keys(torch.cat([key_1, key_2]), gather_distributed, process_group),
-        None if negatives is None else _rows(negatives.detach(), normalize),
-        excluded=torch.cat([components, n + components]),
-        dtype=dtype,
+    assert key_1 is not None
+    assert key_2 is not None
+    _check.labels(labels, query_1.shape[0], query_1.device)
+    _check.keys_are_unmixed(labels, query_1, key_1, "_1")
+    _check.keys_are_unmixed(labels, query_2, key_2, "_2")
+    contrast = _contrast.checked(
+        query_1,
+        temperature=temperature,
+        negatives=negatives,
+        normalize=normalize,
         reduction=reduction,
+        gather_distributed=gather_distributed,
+        process_group=process_group,
+        ids=ids,
+        negative_ids=negative_ids,
+        hard_negatives=hard_negatives,
+        weight=weight,
     )
+    n = query_1.shape[0]
+    own_view = torch.arange(n, device=query_1.device)[:, None]
+    if labels is not None:
+        own_view = torch.cat([own_view, labels.partner[:, None]], dim=1)
+    with without_autocast(query_1):
+        columns, shares = _positives(labels, query_1)
+        losses = contrast.cross_entropy(
+            torch.cat([query_1, query_2]),
+            torch.cat([key_1, key_2]),
+            Positives(torch.cat([n + columns, columns]), torch.cat([shares, shares])),
+            views=2,
+            left_out=torch.cat([own_view, n + own_view]),
+        )
     if reduction == "none":
         return losses.view(2, n).mean(dim=0)
     return losses / 2 if reduction == "sum" else losses
+
+
+def imix_clip_loss(
+    query: Tensor,
+    key: Tensor,
+    labels: VirtualLabels | None = None,
+    *,
+    temperature: float | Tensor = 0.07,
+    normalize: bool = True,
+    reduction: Reduction = "mean",
+    gather_distributed: bool = False,
+    process_group: ProcessGroup | DeviceMesh | None = None,
+    ids: Tensor | None = None,
+    weight: Tensor | None = None,
+) -> Tensor:
+    """Contrast pairs of two kinds in both directions, one of them mixed: i-Mix for CLIP.
+
+    Each mixed query is classified among all keys, as in ``imix_nce_loss``, and each key among all mixed queries: its
+    soft label is spread over the queries that hold a share of it, in proportion to these shares. The result is the mean
+    of both directions (Radford et al., ICML 2021, arXiv 2103.00020, figure 3; soft labels as in Lee et al., ICLR 2021,
+    arXiv 2010.08887). The arguments of ``imix_nce_loss`` cannot be swapped under the same labels instead.
+
+    Args:
+        query: ``(N, D)``, embeddings of the mixed side (images, say).
+        key: ``(N, D)``, embeddings of the other, unmixed side (their texts).
+        labels: what ``IMix`` returned beside the mixed side, whose partners are a permutation; None for an unmixed one.
+        temperature: what the logits are divided by, a positive float or a 0-d tensor, which may need a gradient.
+            CLIP's ``logit_scale`` is the logarithm of its inverse: pass ``1 / logit_scale.exp()``.
+        normalize: scale all rows to unit length first (those shorter than 1e-12 are divided by that).
+        reduction: "mean" and "sum" over the rows of both directions' mean, or "none" for that mean per row.
+        gather_distributed: take the rows of all ranks of ``process_group``, gradients included.
+        process_group: default the default group.
+        ids: ``(N,)`` integers: what has the row's id and is none of its positives is no negative either.
+        weight: ``(N,)``, what each row and its key count; "mean" is then the weighted mean.
+
+    Returns:
+        A 0-d tensor, or ``(N,)`` for ``reduction="none"``; float32, or float64 for float64 embeddings.
+
+    Raises:
+        TypeError, ValueError: a wrong type, dtype, shape, device or value; the message names the argument.
+
+    Example:
+        >>> import torch
+        >>> from imix_aug import IMix, imix_clip_loss
+        >>> images, texts = torch.randn(8, 32), torch.randn(8, 16)
+        >>> image_net, text_net = torch.nn.Linear(32, 4), torch.nn.Linear(16, 4)
+        >>> x, labels = IMix()(images)
+        >>> loss = imix_clip_loss(image_net(x), text_net(texts), labels, temperature=0.07)
+    """
+    _check.rows("query", query)
+    _check.paired_rows("key", key, query)
+    _check.labels(labels, query.shape[0], query.device)
+    _check.keys_are_unmixed(labels, query, key)
+    _check.permutation(labels)
+    contrast = _contrast.checked(
+        query,
+        temperature=temperature,
+        negatives=None,
+        normalize=normalize,
+        reduction=reduction,
+        gather_distributed=gather_distributed,
+        process_group=process_group,
+        ids=ids,
+        negative_ids=None,
+        hard_negatives=None,
+        weight=weight,
+    )
+    with without_autocast(query):
+        positives = _positives(labels, query)
+        forth = contrast.cross_entropy(query, key, positives)
+        back = contrast.cross_entropy(
+            key, query, positives if labels is None else Positives.of_keys(labels, query.dtype)
+        )
+        return (forth + back) / 2
 
 
 def imix_supcon_loss(
@@ -166,9 +289,13 @@ def imix_supcon_loss(
     temperature: float | Tensor = 0.1,
     negatives: Tensor | None = None,
     normalize: bool = True,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
     gather_distributed: bool = False,
-    process_group: ProcessGroup | None = None,
+    process_group: ProcessGroup | DeviceMesh | None = None,
+    ids: Tensor | None = None,
+    negative_ids: Tensor | None = None,
+    hard_negatives: Tensor | None = None,
+    weight: Tensor | None = None,
 ) -> Tensor:
     """Contrast each mixed query with the keys of its classes: i-Mix for supervised contrastive learning.
 
@@ -182,11 +309,15 @@ def imix_supcon_loss(
         classes: ``(N,)``, any integer dtype, the class of each row before it was mixed.
         labels: what ``IMix`` returned beside the mixed view; None for an unmixed batch.
         temperature: what the logits are divided by, a positive float or a 0-d tensor, which may need a gradient.
-        negatives: ``(K, D)``, more keys that belong to no class of the batch; constant.
+        negatives: ``(K, D)``, more keys that belong to no class of the batch.
         normalize: scale all rows to unit length first (those shorter than 1e-12 are divided by that).
-        reduction: "mean", "sum", or "none" for a loss a row.
+        reduction: "mean", "sum", or "none" for a loss per row.
         gather_distributed: take the keys and classes of all ranks of ``process_group``, gradients included.
-        process_group: default the default group.
+        process_group: a group or a mesh of one dimension; default the default group.
+        ids: ``(N,)`` integers: a column with the row's id that is none of its positives is left out.
+        negative_ids: ``(K,)`` integers, those of ``negatives``.
+        hard_negatives: ``(N, H, D)``, further columns of each row's own.
+        weight: ``(N,)``, what each row counts; "mean" is then the weighted mean.
 
     Returns:
         A 0-d tensor, or ``(N,)`` for ``reduction="none"``; float32, or float64 for float64 embeddings.
@@ -200,22 +331,28 @@ def imix_supcon_loss(
         >>> net = torch.nn.Linear(32, 16)
         >>> view_1, view_2, classes = torch.randn(8, 32), torch.randn(8, 32), torch.randint(3, (8,))
         >>> x, labels = IMix()(view_1)
-        >>> loss = imix_supcon_loss(net(x), net(view_2), classes, labels)
+        >>> loss = imix_supcon_loss(net(x), net(view_2), classes, labels, temperature=0.1)
     """
     _check.rows("query", query)
     _check.paired_rows("key", key, query)
-    _check.classes(classes, query.shape[0], query.device)
-    _check_contrast(query, labels, negatives, normalize, reduction, gather_distributed, process_group)
-    temperature = _check.temperature(temperature, query.device)
-    keys = choose_keys(_rows(key, normalize), gather_distributed, process_group)
-    return _soft_cross_entropy(
-        _rows(query, normalize) / temperature,
-        _expected_rows(keys.class_means(classes), labels),
-        keys,
-        None if negatives is None else _rows(negatives.detach(), normalize),
-        dtype=_product_dtype(query),
+    _check.integers("classes", classes, query.shape[0], query.device)
+    _check.labels(labels, query.shape[0], query.device)
+    _check.keys_are_unmixed(labels, query, key)
+    contrast = _contrast.checked(
+        query,
+        temperature=temperature,
+        negatives=negatives,
+        normalize=normalize,
         reduction=reduction,
+        gather_distributed=gather_distributed,
+        process_group=process_group,
+        ids=ids,
+        negative_ids=negative_ids,
+        hard_negatives=hard_negatives,
+        weight=weight,
     )
+    with without_autocast(query):
+        return contrast.cross_entropy(query, key, _positives(labels, query), classes=classes)
 
 
 def imix_byol_loss(
@@ -224,20 +361,20 @@ def imix_byol_loss(
     labels: VirtualLabels | None = None,
     *,
     normalize: bool = True,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
 ) -> Tensor:
     """Pull each mixed prediction towards its expected target: i-Mix for BYOL and SimSiam.
 
     Row i costs ``2 - 2 <p_i, lam_i z_i + (1 - lam_i) z_partner(i)>`` (Lee et al., ICLR 2021, arXiv 2010.08887, its
     application to BYOL; without labels, and with normalisation, Grill et al., NeurIPS 2020, arXiv 2006.07733, equation
-    2).
+    2). SimSiam's published loss is half of it, less one: take half of it, and its learning rate fits.
 
     Args:
         prediction: ``(N, D)``, the predictor's output for the mixed view.
         target: ``(N, D)``, the target projection of the other, unmixed view; a constant, no gradient goes to it.
         labels: what ``IMix`` returned beside the mixed view; None for an unmixed batch.
         normalize: scale all rows to unit length first (those shorter than 1e-12 are divided by that).
-        reduction: "mean", "sum", or "none" for a loss a row.
+        reduction: "mean", "sum", or "none" for a loss per row.
 
     Returns:
         A 0-d tensor, or ``(N,)`` for ``reduction="none"``; float32, or float64 for float64 embeddings.
@@ -256,57 +393,16 @@ def imix_byol_loss(
     _check.paired_rows("target", target, prediction, "prediction")
     _check.labels(labels, prediction.shape[0], prediction.device)
     _check.flag("normalize", normalize)
-    _check.choice("reduction", reduction, _REDUCTIONS)
-    expected = _expected_rows(_rows(target.detach(), normalize), labels)
-    return reduce(2 - 2 * (_rows(prediction, normalize) * expected).sum(dim=1), reduction)
+    _check.reduction(reduction)
+    with without_autocast(prediction):
+        constant = rows(target.detach(), normalize)
+        expected = constant if labels is None else _positives(labels, prediction).mean(constant)
+    return reduce(2 - 2 * (rows(prediction, normalize) * expected).sum(dim=1), reduction)
 
 
-def _soft_cross_entropy(
-    query: Tensor,
-    target: Tensor,
-    keys: Keys | RingKeys,
-    negatives: Tensor | None,
-    *,
-    excluded: Tensor | None = None,
-    dtype: torch.dtype,
-    reduction: str,
-) -> Tensor:
-    """Return the cross-entropy of each query's soft label; ``target`` holds the keys' means under these labels."""
-    if reduction == "none":
-        rows = keys.row_logsumexp(query, negatives, excluded=excluded, dtype=dtype, summed=False)
-        return rows - (query * target).sum(dim=1)
-    total = keys.row_logsumexp(query, negatives, excluded=excluded, dtype=dtype, summed=True) - (query * target).sum()
-    return total if reduction == "sum" else total / query.shape[0]
-
-
-def _rows(embeddings: Tensor, normalize: bool) -> Tensor:
-    """Return the embeddings in the dtype of all sums, at unit length if wanted."""
-    embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
-    return unit_rows(embeddings) if normalize else embeddings
-
-
-def unit_rows(rows: Tensor, eps: float = 1e-12) -> Tensor:
-    """Divide each row by its length, or by ``eps`` where that is greater; squares may overflow no row."""
-    if rows.device.type == "cpu" and not torch.compiler.is_compiling():  # where a look at a value costs nothing
-        lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-        if lengths.sum().item() < math.inf:
-            return torch.div(rows, lengths.clamp_min(eps))
-    largest = rows.detach().abs().amax(dim=1, keepdim=True).clamp_min(1)
-    rows = rows / largest
-    return torch.div(rows, torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(eps / largest))
-
-
-def _expected_rows(rows: Tensor, labels: VirtualLabels | None) -> Tensor:
-    """Return each label's mean over the rows: ``lam_i rows_i + (1 - lam_i) rows_partner(i)``."""
-    if labels is None:
-        return rows
-    return torch.lerp(rows.index_select(0, labels.partner), rows, labels.lam[:, None].to(rows.dtype))
-
-
-def _product_dtype(rows: Tensor) -> torch.dtype:
-    """Return the dtype of the matrix products: autocast's where it is on, else that of the embeddings."""
-    device = rows.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else rows.dtype
+def _positives(labels: VirtualLabels | None, query: Tensor) -> Positives:
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    return Positives.own(query.shape[0], query.device, dtype) if labels is None else Positives.of(labels, dtype)
 
 
 def reduce(losses: Tensor, reduction: str) -> Tensor:
@@ -314,20 +410,3 @@ def reduce(losses: Tensor, reduction: str) -> Tensor:
     if reduction == "none":
         return losses
     return losses.mean() if reduction == "mean" else losses.sum()
-
-
-def _check_contrast(
-    query: Tensor,
-    labels: object,
-    negatives: object,
-    normalize: object,
-    reduction: object,
-    gather_distributed: object,
-    process_group: object,
-) -> None:
-    _check.labels(labels, query.shape[0], query.device)
-    if negatives is not None:
-        _check.rows("negatives", negatives, query)
-    _check.flag("normalize", normalize)
-    _check.choice("reduction", reduction, _REDUCTIONS)
-    _check.process_group(gather_distributed, process_group)

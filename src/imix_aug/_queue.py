@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed import ProcessGroup
 
 from imix_aug import _check
-from imix_aug._keys.keys import gather_rows
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 class NegativeQueue(nn.Module):
@@ -71,7 +73,7 @@ class NegativeQueue(nn.Module):
 
     @torch.no_grad()
     def enqueue(
-        self, keys: Tensor, *, gather_distributed: bool = False, process_group: ProcessGroup | None = None
+        self, keys: Tensor, *, gather_distributed: bool = False, process_group: ProcessGroup | DeviceMesh | None = None
     ) -> None:
         """Put keys in and push the oldest out.
 
@@ -83,8 +85,11 @@ class NegativeQueue(nn.Module):
         """
         _check.queue_rows(keys, self.keys)
         keys = keys.to(self.keys.dtype)
-        if _check.process_group(gather_distributed, process_group):
-            keys = gather_rows(keys, process_group)
+        group = _check.process_group(gather_distributed, process_group)
+        if gather_distributed:
+            from imix_aug._keys.ranks import gather_rows
+
+            keys = gather_rows(keys, group)
         n, size = keys.shape[0], self.keys.shape[0]
         stay = min(n, size)
         places = (self.seen + torch.arange(n - stay, n, device=self.seen.device)) % size

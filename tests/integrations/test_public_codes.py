@@ -204,11 +204,7 @@ CODES = {
 }
 
 
-AWAITED = {"open_clip_train", "simcse"}
-NAMES = [pytest.param(name, marks=[pytest.mark.xfail(strict=True)] if name in AWAITED else []) for name in CODES]
-
-
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CODES)
 def test_twenty_steps_are_the_formula(name):
     check(CODES[name], *run(load(name, DIFFS[name])))
 
@@ -241,7 +237,7 @@ def test_the_table_of_libraries_counts_the_lines_that_the_scripts_mark():
             assert lines == int(count), script
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CODES)
 def test_the_table_says_what_the_unmixed_loss_is(name, monkeypatch):
     class Unmixed(IMix):
         def forward(self, x):

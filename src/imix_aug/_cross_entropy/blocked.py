@@ -1,16 +1,19 @@
-"""The row log-sum-exp in plain torch, one tile of logits at a time: CPU, MPS, and CUDA without Triton.
+"""The soft cross-entropy in plain torch, one tile of logits at a time: CPU, MPS, and CUDA without Triton.
 
-A tile's logits are computed in base 2 (``exp2`` takes a third of ``exp``'s time), turned into ``2 ** (logit - peak)``
-in place, and used up by the gradients' matrix products while they are in cache. Where the rows' lengths rule out large
-logits, as they do at usual temperatures, the peak is zero and costs nothing. Else it is the row's largest logit so far;
-what was summed before is rescaled when a later tile raises it.
+A tile's logits are computed in base 2 (``exp2`` takes less time than ``exp``), turned into ``2 ** (logit - peak)`` in
+place, made softmax minus label, and used up by the gradients' matrix products while they are in cache. Where the rows'
+lengths rule out large logits, as they do at usual temperatures, the peak is zero and costs nothing.
 """
+
+from __future__ import annotations
 
 import math
 
 import torch
 from torch import Tensor
 
+from imix_aug._cross_entropy.columns import LeftOut, Positives
+from imix_aug._cross_entropy.positives import Found, add_key_grad, add_query_grad, balance, dots
 from imix_aug._cross_entropy.products import add_transposed_times, times_transposed
 
 LOG2_E = math.log2(math.e)
@@ -23,8 +26,8 @@ MIN_ROWS = 128
 KEY_TILE = 1 << 21
 NEGATIVE_TILE = 1 << 19
 
-# Logits up to this size need no peak taken off: their powers and those' sums are far from float32's ends.
-SAFE_LOGIT = 40.0
+# Logits up to this size need no peak taken off: their powers, those' sums and quotients are far from float32's ends.
+SAFE_LOGIT = 32.0
 
 _capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
 _HAS_BFLOAT16_UNITS = any(_capabilities.get(unit, False) for unit in ("avx512_bf16", "amx_bf16", "bf16"))
@@ -41,63 +44,109 @@ def forward(
     query: Tensor,
     key: Tensor,
     negatives: Tensor | None,
-    excluded: Tensor | None,
-    want_query_grad: bool,
-    want_key_grad: bool,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Return the rows' log-sum-exp, its gradient in each query row, and the gradient of its sum in the keys."""
+    positives: Positives,
+    left_out: LeftOut,
+    further: Tensor | None,
+    weight: Tensor | None,
+    wants_query_grad: bool,
+    wants_key_grad: bool,
+) -> tuple[Found, Tensor | None]:
+    """Return the losses and their gradient in each query row, and the gradient of their weighted sum in the keys."""
+    dtype, n = torch.promote_types(query.dtype, torch.float32), query.shape[0]
+    loss, level = (query.new_empty(n, dtype=dtype) for _ in range(2))
+    logits, excess = (query.new_empty(positives.columns.shape, dtype=dtype) for _ in range(2))
+    query_grad = query.new_empty(query.shape, dtype=dtype) if wants_query_grad else None
+    key_grad = zeros_by_columns(key) if wants_key_grad else None
+    in_half = dtype != query.dtype  # Then the positives' share of the gradients, often the largest, is not rounded.
+    tiles = _Tiles(query, key, negatives, left_out)
+    for part in tiles.parts():
+        rest, mean = tiles.negatives(part, wants_query_grad)
+        own = Positives(*(each[part] for each in positives))
+        powers, peak, own_logits = tiles.keys(part, own.columns)
+        # Everything is weighed relative to the largest: large logits would be rounded once for each sum they enter.
+        more = None if further is None else further[part, None].to(dtype) * LOG2_E
+        anchor = peak
+        for each in (rest, more):
+            anchor = anchor if each is None else _finite(torch.maximum(anchor, each))
+        total = powers.sum(dim=1, keepdim=True).log_().add_((peak - anchor) / LOG2_E)
+        if rest is not None:
+            rest = (rest - anchor) / LOG2_E
+            total = torch.logaddexp(total, rest)
+        if more is not None:
+            total = torch.logaddexp(total, (more - anchor) / LOG2_E)
+        loss[part], height, over = balance(total[:, 0], (own_logits - anchor) / LOG2_E, own)
+        height = height[:, None]
+        level[part] = (height + anchor / LOG2_E)[:, 0]
+        logits[part], excess[part] = own_logits / LOG2_E, over
+        if query_grad is None and key_grad is None:
+            continue
+
+        to_softmax = ((peak - anchor) / LOG2_E - height).exp_()
+        unit: Tensor | None = to_softmax
+        if not tiles.bounded:  # The peak may lie so far below the level that dividing by their difference overflows.
+            powers.mul_(to_softmax)
+            unit = None
+        if not in_half:
+            powers.scatter_add_(1, own.columns, over if unit is None else over / unit)
+        tile = powers.to(key.dtype)
+        if query_grad is not None:
+            row_grad = times_transposed(tile, key.t())
+            if unit is not None:
+                row_grad.mul_(unit)
+            if rest is not None and mean is not None:
+                row_grad.addcmul_(mean, (rest - height).exp_())
+            if in_half:
+                add_query_grad(row_grad, key, own.columns, over)
+            query_grad[part] = row_grad
+        if key_grad is not None:
+            rows = query[part]
+            share = None if weight is None else weight[part, None]
+            for factor in (unit, share):
+                rows = rows if factor is None else rows * factor
+            add_transposed_times(key_grad, tile, rows.to(query.dtype))
+            if in_half:
+                add_key_grad(key_grad, query[part], own.columns, over if share is None else over * share)
+    found = Found(loss, logits, level, excess, query_grad)
+    return found, None if key_grad is None else key_grad.contiguous()
+
+
+def sweep_keys(
+    query: Tensor, key: Tensor, negatives: Tensor | None, left_out: LeftOut, wants_mean: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Return each row's log-sum-exp over all columns that it does not leave out, and its softmax-weighted mean key."""
     dtype = torch.promote_types(query.dtype, torch.float32)
     lse = query.new_empty((query.shape[0], 1), dtype=dtype)
-    query_grad = query.new_empty(query.shape, dtype=dtype) if want_query_grad else None
-    key_grad = zeros_by_columns(key) if want_key_grad else None
-    step = rows_per_tile(query.shape[0], key.shape[0])
-    few_negatives = (
-        () if negatives is None or len(negatives) == 0 else torch.split(negatives, max(1, NEGATIVE_TILE // step))
-    )
-    bounded = _is_bounded(query, key, negatives)
-
-    for start in range(0, query.shape[0], step):
-        part = slice(start, start + step)
-        rows = query[part]
-        peak = lse.new_full((rows.shape[0], 1), 0.0 if bounded else torch.finfo(dtype).min)
-        powers, peak = _powers(rows, key, None if excluded is None else excluded[part], peak, bounded)
-        total = powers.sum(dim=1, keepdim=True)
-        powers = powers.to(key.dtype)
-        row_grad = times_transposed(powers, key.t()) if want_query_grad else None
-
-        key_peak = peak
-        for few in few_negatives:
-            others, raised = _powers(rows, few, None, peak, bounded)
-            if raised is not peak:
-                shrink = (peak - raised).exp2_()
-                peak = raised
-                total.mul_(shrink)
-                if row_grad is not None:
-                    row_grad.mul_(shrink)
-            total.add_(others.sum(dim=1, keepdim=True))
-            if row_grad is not None:
-                row_grad.add_(times_transposed(others.to(few.dtype), few.t()))
-
-        if query_grad is not None and row_grad is not None:
-            torch.div(row_grad, total, out=query_grad[part])
-        if key_grad is not None:
-            weight = total.reciprocal() if key_peak is peak else (key_peak - peak).exp2_().div_(total)
-            add_transposed_times(key_grad, powers, (rows * weight).to(rows.dtype))
-        torch.add(peak, total.log2_(), out=lse[part])
-    return lse.div_(LOG2_E)[:, 0], query_grad, None if key_grad is None else key_grad.contiguous()
+    means = query.new_empty(query.shape, dtype=dtype) if wants_mean else None
+    tiles = _Tiles(query, key, negatives, left_out)
+    for part in tiles.parts():
+        rest, mean = tiles.negatives(part, wants_mean)
+        powers, peak, _ = tiles.keys(part, None)
+        level = powers.sum(dim=1, keepdim=True).log2_().add_(peak)
+        if rest is not None:
+            level = _add_in_base_2(level, rest)
+        lse[part] = level / LOG2_E
+        if means is not None:
+            anchor = _finite(level)
+            means[part] = times_transposed(powers.to(key.dtype), key.t()).mul_((peak - anchor).exp2_())
+            if rest is not None and mean is not None:
+                means[part].addcmul_(mean, (rest - anchor).exp2_())
+    return lse[:, 0], means
 
 
-def key_grad(query: Tensor, key: Tensor, excluded: Tensor | None, lse: Tensor, weight: Tensor) -> Tensor:
-    """Return the gradient in the keys of the log-sum-exps' weighted sum: sum_i weight_i softmax_ij query_i."""
+def sweep_queries(query: Tensor, key: Tensor, left_out: LeftOut, level: Tensor, weight: Tensor) -> Tensor:
+    """Return ``sum_i weight_i exp(s_ij - level_i) query_i`` for each key j, over the rows that do not leave it out."""
     grad = zeros_by_columns(key)
-    step = rows_per_tile(query.shape[0], key.shape[0])
-    for start in range(0, query.shape[0], step):
-        part = slice(start, start + step)
-        rows = query[part]
-        logits = _binary_logits(rows, key, None if excluded is None else excluded[part])
-        softmax = logits.sub_(lse[part, None] * LOG2_E).exp2_()
-        add_transposed_times(grad, softmax.to(key.dtype), (rows * weight[part, None]).to(rows.dtype))
-    return grad.contiguous()
+    if len(key) == 0:
+        return grad
+    # In units of the largest, for weights such as 1 / N would underflow in float16.
+    scale = weight.abs().amax()
+    weight = weight / torch.where(scale == 0, 1, scale)
+    tiles = _Tiles(query, key, None, left_out)
+    for part in tiles.parts():
+        softmax = tiles.logits(part, key).sub_(level[part, None] * LOG2_E).exp2_()
+        softmax = tiles.without(softmax, part, 0.0)
+        add_transposed_times(grad, softmax.to(key.dtype), (query[part] * weight[part, None]).to(query.dtype))
+    return grad.contiguous().mul_(scale)
 
 
 def zeros_by_columns(like: Tensor) -> Tensor:
@@ -110,6 +159,93 @@ def rows_per_tile(queries: int, keys: int) -> int:
     return min(queries, MAX_ROWS, max(MIN_ROWS, KEY_TILE // max(1, keys)))
 
 
+class _Tiles:
+    """The logits, tile by tile."""
+
+    def __init__(self, query: Tensor, key: Tensor, negatives: Tensor | None, left_out: LeftOut) -> None:
+        self.query, self.key = query, key
+        self.more = negatives if negatives is not None and len(negatives) else None
+        self.left_out = left_out
+        self.step = rows_per_tile(query.shape[0], key.shape[0])
+        self.bounded = _is_bounded(query, key, negatives)
+
+    def parts(self) -> list[slice]:
+        """Return the rows of each tile."""
+        n = self.query.shape[0]
+        return [slice(start, min(start + self.step, n)) for start in range(0, n, self.step)]
+
+    def logits(self, part: slice, key: Tensor) -> Tensor:
+        """Return a tile in base 2."""
+        return times_transposed(self.query[part], key, LOG2_E)
+
+    def keys(self, part: slice, positives: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return a tile's powers relative to its rows' peaks, zero at positives; the peaks; the positives' logits."""
+        tile = self.logits(part, self.key)
+        few = tile.new_empty((tile.shape[0], 0)) if positives is None else self._few(part, tile, positives)
+        tile = self.without(tile, part, -math.inf, positives)
+        return *self._powers(tile, few), few
+
+    def negatives(self, part: slice, wants_mean: bool) -> tuple[Tensor | None, Tensor | None]:
+        """Return the rows' log-sum-exp over the negatives, and their softmax-weighted mean."""
+        if self.more is None:
+            return None, None
+        lse: Tensor | None = None
+        mean: Tensor | None = None
+        ids = self.left_out.negative_ids
+        step = max(1, NEGATIVE_TILE // self.step)
+        for start in range(0, len(self.more), step):
+            few = self.more[start : start + step]
+            tile = self.logits(part, few)
+            if ids is not None and self.left_out.row_ids is not None:
+                tile.masked_fill_(self.left_out.row_ids[part, None] == ids[start : start + step], -math.inf)
+            powers, peak = self._powers(tile, tile[:, :0])
+            total = powers.sum(dim=1, keepdim=True).log2_().add_(peak)
+            before, lse = lse, total if lse is None else _add_in_base_2(lse, total)
+            if wants_mean:
+                anchor = _finite(lse)
+                new = times_transposed(powers.to(few.dtype), few.t()).mul_((peak - anchor).exp2_())
+                mean = new if mean is None or before is None else new.addcmul_(mean, (before - anchor).exp2_())
+        return lse, mean
+
+    def without(self, tile: Tensor, part: slice, value: float, positives: Tensor | None = None) -> Tensor:
+        """Put a value into the columns that are left out, and into the positives."""
+        columns, row_ids, key_ids, _ = self.left_out
+        if row_ids is not None and key_ids is not None:
+            tile.masked_fill_(row_ids[part, None] == key_ids, value)
+        for each in (None if columns is None else columns[part], positives):
+            if each is not None:
+                tile.scatter_(1, each, value)
+        return tile
+
+    def _few(self, part: slice, tile: Tensor, columns: Tensor) -> Tensor:
+        if self.query.dtype in (torch.float16, torch.bfloat16):
+            return dots(self.query[part], self.key, columns).mul_(LOG2_E)
+        return tile.gather(1, columns)
+
+    def _powers(self, tile: Tensor, few: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the powers, and each row's peak: its largest logit, the few included."""
+        if self.bounded:
+            return tile.exp2_(), tile.new_zeros(())
+        peak = _finite(_largest(tile, few))
+        return tile.sub_(peak).exp2_(), peak
+
+
+def _largest(tile: Tensor, few: Tensor) -> Tensor:
+    largest = tile.amax(dim=1, keepdim=True)
+    return torch.maximum(largest, few.amax(dim=1, keepdim=True)) if few.shape[1] else largest
+
+
+def _finite(peak: Tensor) -> Tensor:
+    """Take nothing off a row without a column, or with an infinite logit: their differences would be no numbers."""
+    return torch.where(peak.isinf(), 0, peak)
+
+
+def _add_in_base_2(first: Tensor, second: Tensor) -> Tensor:
+    """Return ``log2(2 ** first + 2 ** second)``."""
+    peak = _finite(torch.maximum(first, second))
+    return (first - peak).exp2_().add_((second - peak).exp2_()).log2_().add_(peak)
+
+
 def _is_bounded(query: Tensor, *keys: Tensor | None) -> bool:
     """Say whether the rows' lengths rule out logits beyond ``SAFE_LOGIT``; on the CPU only, where asking is no wait."""
     if query.device.type != "cpu":
@@ -119,22 +255,10 @@ def _is_bounded(query: Tensor, *keys: Tensor | None) -> bool:
         for rows in (query, *keys)
         if rows is not None and len(rows)
     ]
+    if len(lengths) == 1:
+        return True
     longest_query, longest_key = lengths[0], max(lengths[1:])
     if not longest_query * longest_key <= SAFE_LOGIT:  # or no number
         return False
     # The gradients multiply powers by rows: those must stay clear of float32's ends too.
     return min(longest_query, longest_key) > 1e-12 and max(longest_query, longest_key) < 1e12
-
-
-def _powers(rows: Tensor, key: Tensor, excluded: Tensor | None, peak: Tensor, bounded: bool) -> tuple[Tensor, Tensor]:
-    """Return 2 ** (logits - peak), and each row's peak, raised unless the logits are bounded."""
-    logits = _binary_logits(rows, key, excluded)
-    if bounded:
-        return logits.exp2_(), peak
-    peak = torch.maximum(peak, logits.amax(dim=1, keepdim=True))
-    return logits.sub_(peak).exp2_(), peak
-
-
-def _binary_logits(rows: Tensor, key: Tensor, excluded: Tensor | None) -> Tensor:
-    logits = times_transposed(rows, key, LOG2_E)
-    return logits if excluded is None else logits.scatter_(1, excluded, -math.inf)

@@ -1,169 +1,266 @@
-"""The one primitive under all contrastive losses: a row log-sum-exp that never stores the N x M logits.
+"""The one primitive under all contrastive losses: a soft cross-entropy over many keys that never stores the logits.
 
-For a query row q_i the loss of a soft label v_i is ``logsumexp_j <q_i, k_j> - <q_i, sum_j v_ij k_j>``. The second term
-is ordinary autograd on (N, D) tensors; the first, and only the first, meets all N x M logits. ``row_logsumexp``
-computes it with its gradients: the softmax-weighted keys for each query, which the forward sweep yields as attention
-would, and the softmax-weighted queries for each key.
+A row's label is spread over a few columns, its positives. All other columns meet the row in one sweep, which yields
+their log-sum-exp and their softmax-weighted mean, as attention would; positives and sweep are then brought together on
+(N, P) numbers (``positives.py``). A second sweep, over the queries, yields the gradient in the keys.
 """
 
-from types import ModuleType
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from imix_aug._cross_entropy import blocked
 from imix_aug._backend import runs_triton
+from imix_aug._cross_entropy import blocked
+from imix_aug._cross_entropy.columns import NOTHING, LeftOut, Positives
+from imix_aug._cross_entropy.once_differentiable import once_differentiable
+from imix_aug._cross_entropy.positives import settle
+from imix_aug._cross_entropy.sweeps import key_gradient, sweep_keys
+from imix_aug._values import readable
 
 
-def _implementation(device: torch.device) -> ModuleType:
-    if not runs_triton(device):
-        return blocked
-    from imix_aug._cross_entropy import triton
-
-    return triton
-
-
-def row_logsumexp(
+def soft_cross_entropy(
     query: Tensor,
     key: Tensor,
-    negatives: Tensor | None = None,
+    negatives: Tensor | None,
+    positives: Positives,
     *,
-    excluded: Tensor | None = None,
-    dtype: torch.dtype | None = None,
+    left_out: LeftOut = NOTHING,
+    further: Tensor | None = None,
+    dtype: torch.dtype,
     summed: bool = False,
+    weight: Tensor | None = None,
+    ring: str = "",
 ) -> Tensor:
-    """Return ``logsumexp_j <query_i, k_j>`` over the rows k_j of ``key`` and ``negatives``.
+    """Return the cross-entropy of each row's soft label and the softmax of its logits ``<query_i, key_j>``.
 
     Args:
         query: ``(N, D)``, the temperature divided out already.
         key: ``(M, D)``.
-        negatives: ``(K, D)``, more keys, constant.
-        excluded: ``(N, E)`` int64, columns of ``key`` that row i leaves out; a column may come twice.
-        dtype: what the matrix products take in, default the dtype of ``query``; sums are kept in float32 or float64.
-        summed: return the sum of the rows. Their weights in the gradient being known to be equal, the key gradient
-            comes out of the forward pass too, and where a block of logits is at hand without computing it again.
+        negatives: ``(K, D)``, more keys, which hold no positive.
+        positives: the columns of ``key`` that the labels are spread over.
+        left_out: columns that a row leaves out; its positives stay.
+        further: ``(N,)``, the log-sum-exp of more columns of each row's own.
+        dtype: what the matrix products take in; sums are kept in float32 or float64.
+        summed: return the sum of the rows, whose gradient in the keys then comes out of the forward pass.
+        weight: ``(N,)``, constant, what the rows count in that sum; default one.
+        ring: the name of a process group, between whose ranks the keys of each are passed round.
 
     Returns:
         ``(N,)``, or a 0-d tensor when ``summed``; float64 for float64 input, else float32.
     """
-    rows: Tensor = _RowLogSumExp.apply(query, key, negatives, excluded, dtype or query.dtype, summed)
-    return rows
+    if query.device.type == "cpu":
+        dtype = blocked.product_dtype(dtype)
+    grad = torch.is_grad_enabled()
+    wants_query_grad, wants_key_grad = grad and query.requires_grad, grad and key.requires_grad
+    arguments = (
+        *(query, key, negatives),
+        *(positives.columns, positives.shares, *left_out, further, weight),
+        *(dtype, summed, wants_query_grad, wants_key_grad, ring),
+    )
+    # One opaque operator; plain torch in eager mode does without, and saves its cost.
+    loss: Tensor = _WithoutOperator.apply(*arguments) if readable(query) else _operator(*arguments)[0]
+    return loss
 
 
-@torch.library.custom_op("imix_aug::row_logsumexp", mutates_args=())
-def _forward_op(
+def without_autocast(rows: Tensor) -> AbstractContextManager[object]:
+    """Keep autocast out of the products, whose dtype is chosen."""
+    kind = rows.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+
+
+def _forward(
     query: Tensor,
     key: Tensor,
     negatives: Tensor | None,
-    excluded: Tensor | None,
-    want_query_grad: bool,
-    want_key_grad: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    results = _implementation(query.device).forward(query, key, negatives, excluded, want_query_grad, want_key_grad)
-    lse, query_grad, key_grad = results
-    return lse, _or_empty(query_grad, lse), _or_empty(key_grad, lse)
+    columns: Tensor,
+    shares: Tensor,
+    left_out: Tensor | None,
+    row_ids: Tensor | None,
+    key_ids: Tensor | None,
+    negative_ids: Tensor | None,
+    further: Tensor | None,
+    weight: Tensor | None,
+    dtype: torch.dtype,
+    summed: bool,
+    wants_query_grad: bool,
+    wants_key_grad: bool,
+    ring: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    with without_autocast(query):
+        rows, constants = (query.to(dtype), key.to(dtype)), None if negatives is None else negatives.to(dtype)
+        positives, without = Positives(columns, shares), LeftOut(left_out, row_ids, key_ids, negative_ids)
+        key_grad_too = _comes_with_forward(summed, ring) and wants_key_grad
+        if ring or runs_triton(query.device):
+            rest, mean = _sweep_keys(*rows, constants, without.and_columns(columns), wants_query_grad, ring)
+            found = settle(*rows, positives, rest, mean, further)
+            key_grad = None
+            if key_grad_too:
+                weights = torch.ones_like(found.level) if weight is None else weight
+                key_grad = key_gradient(*rows, columns, without, found.level, found.excess, weights)
+        else:
+            found, key_grad = blocked.forward(
+                *rows, constants, positives, without, further, weight, wants_query_grad, key_grad_too
+            )
+        loss, query_grad = found.loss, found.query_grad
+        if summed:
+            if weight is not None:
+                loss = loss * weight
+                query_grad = None if query_grad is None else query_grad * weight[:, None]
+            loss = loss.sum()
+    absent = loss.new_empty(0)
+    return (
+        *(loss, found.logits, found.level, found.excess),
+        *(absent if query_grad is None else query_grad, absent if key_grad is None else key_grad),
+    )
 
 
-def _or_empty(gradient: Tensor | None, like: Tensor) -> Tensor:
-    """Stand in for an absent gradient: an operator's results cannot be optional."""
-    return like.new_empty(0) if gradient is None else gradient
+def _sweep_keys(
+    query: Tensor, key: Tensor, negatives: Tensor | None, left_out: LeftOut, wants_mean: bool, ring: str
+) -> tuple[Tensor, Tensor | None]:
+    if not ring:
+        return sweep_keys(query, key, negatives, left_out, wants_mean)
+    from imix_aug._keys.ring import sweep_keys as ring_sweep_keys
+
+    return ring_sweep_keys(query, key, negatives, left_out, wants_mean, ring)
 
 
-@_forward_op.register_fake
+def _comes_with_forward(summed: bool, ring: str) -> bool:
+    """Say whether the gradient in the keys comes out of the forward pass: the rows' weights are known, and the keys."""
+    return summed and not ring
+
+
+_operator = torch.library.custom_op("imix_aug::soft_cross_entropy", _forward, mutates_args=())
+
+
+@_operator.register_fake
 def _(
     query: Tensor,
     key: Tensor,
     negatives: Tensor | None,
-    excluded: Tensor | None,
-    want_query_grad: bool,
-    want_key_grad: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    dtype = accumulator_dtype(query.dtype)
-    lse = query.new_empty(query.shape[0], dtype=dtype)
-    query_grad = query.new_empty(query.shape, dtype=dtype) if want_query_grad else lse.new_empty(0)
-    return lse, query_grad, key.new_empty(key.shape, dtype=dtype) if want_key_grad else lse.new_empty(0)
+    columns: Tensor,
+    shares: Tensor,
+    left_out: Tensor | None,
+    row_ids: Tensor | None,
+    key_ids: Tensor | None,
+    negative_ids: Tensor | None,
+    further: Tensor | None,
+    weight: Tensor | None,
+    dtype: torch.dtype,
+    summed: bool,
+    wants_query_grad: bool,
+    wants_key_grad: bool,
+    ring: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    rows = query.new_empty(query.shape[0], dtype=torch.promote_types(dtype, torch.float32))
+    return (
+        rows.new_empty(()) if summed else rows,
+        *(rows.new_empty(columns.shape), torch.empty_like(rows), rows.new_empty(columns.shape)),
+        rows.new_empty(query.shape if wants_query_grad else (0,)),
+        rows.new_empty(key.shape if _comes_with_forward(summed, ring) and wants_key_grad else (0,)),
+    )
 
 
-@torch.library.custom_op("imix_aug::row_logsumexp_key_grad", mutates_args=())
-def _key_grad_op(query: Tensor, key: Tensor, excluded: Tensor | None, lse: Tensor, weight: Tensor) -> Tensor:
-    grad: Tensor = _implementation(query.device).key_grad(query, key, excluded, lse, weight)
-    return grad
+def _key_grad(
+    query: Tensor,
+    key: Tensor,
+    columns: Tensor,
+    left_out: Tensor | None,
+    row_ids: Tensor | None,
+    key_ids: Tensor | None,
+    level: Tensor,
+    excess: Tensor,
+    weight: Tensor,
+    dtype: torch.dtype,
+    ring: str,
+) -> Tensor:
+    with without_autocast(query):
+        without = LeftOut(left_out, row_ids, key_ids)
+        arguments = (query.to(dtype), key.to(dtype), columns, without, level, excess, weight)
+        if not ring:
+            return key_gradient(*arguments)
+        from imix_aug._keys.ring import key_gradient as ring_key_gradient
+
+        return ring_key_gradient(*arguments, ring)
 
 
-@_key_grad_op.register_fake
-def _(query: Tensor, key: Tensor, excluded: Tensor | None, lse: Tensor, weight: Tensor) -> Tensor:
-    return key.new_empty(key.shape, dtype=lse.dtype)
+_key_grad_operator = torch.library.custom_op("imix_aug::soft_cross_entropy_key_grad", _key_grad, mutates_args=())
 
 
-def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype in which sums over rows of the given dtype are kept."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
+@_key_grad_operator.register_fake
+def _(
+    query: Tensor,
+    key: Tensor,
+    columns: Tensor,
+    left_out: Tensor | None,
+    row_ids: Tensor | None,
+    key_ids: Tensor | None,
+    level: Tensor,
+    excess: Tensor,
+    weight: Tensor,
+    dtype: torch.dtype,
+    ring: str,
+) -> Tensor:
+    return level.new_empty(key.shape)
 
 
-def _needs_operator(rows: Tensor) -> bool:
-    """Say whether the work is to be one opaque operator: plain torch in eager mode does without, and saves its cost."""
-    return torch.compiler.is_compiling() or rows.device.type != "cpu"
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    query, key, negatives, columns, _, *left_out, further, weight, dtype, summed, _, _, ring = inputs
+    _, logits, level, excess, query_grad, key_grad = output
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(
+        *(query, key, negatives if ctx.needs_input_grad[2] else None, logits if ctx.needs_input_grad[4] else None),
+        *(columns, *left_out, further, weight, level, excess, query_grad, key_grad),
+    )
+    ctx.dtype, ctx.summed, ctx.ring = dtype, summed, ring
 
 
-class _RowLogSumExp(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        query: Tensor,
-        key: Tensor,
-        negatives: Tensor | None,
-        excluded: Tensor | None,
-        dtype: torch.dtype,
-        summed: bool,
-    ) -> Tensor:
-        needs_query_grad, needs_key_grad = ctx.needs_input_grad[:2]
-        one_sweep = summed and needs_key_grad
-        dtype = blocked.product_dtype(dtype) if query.device.type == "cpu" else dtype
-        rows = query.detach().to(dtype), key.detach().to(dtype)
-        constants = None if negatives is None else negatives.detach().to(dtype)
-        forward = _forward_op if _needs_operator(query) else blocked.forward
-        lse, query_grad, key_grad = forward(*rows, constants, excluded, needs_query_grad, one_sweep)
-        two_sweeps = needs_key_grad and not one_sweep
-        ctx.save_for_backward(
-            query,
-            key,
-            query_grad if needs_query_grad else None,
-            key_grad if one_sweep else None,
-            *((*rows, excluded, lse) if two_sweeps else (None,) * 4),
-        )
-        ctx.needs = needs_query_grad, one_sweep, two_sweeps
-        return lse.sum() if summed else lse
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, query_grad, key_grad, *sweep = ctx.saved_tensors
-        needs_query_grad, one_sweep, two_sweeps = ctx.needs
-        second_derivative_wanted = torch.is_grad_enabled()
-        with torch.no_grad():
-            if needs_query_grad:
-                query_grad = query_grad * (grad if grad.dim() == 0 else grad[:, None])
-            if one_sweep:
-                key_grad = key_grad * grad
-            elif two_sweeps:
-                query_rows, key_rows, excluded, lse = sweep
-                key_sweep = _key_grad_op if _needs_operator(query) else blocked.key_grad
-                key_grad = key_sweep(query_rows, key_rows, excluded, lse, grad.expand_as(lse).contiguous())
-        if second_derivative_wanted:
-            query_grad, key_grad = (
-                None if each is None else _OnceDifferentiable.apply(each, query, key, grad)
-                for each in (query_grad, key_grad)
+def _gradients(ctx: Any, grad: Tensor | None, *_: object) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 16
+    query, key, negatives, logits, columns, *saved = ctx.saved_tensors
+    left_out, row_ids, key_ids, negative_ids, further, weight, level, excess, query_grad, key_grad = saved
+    needs_query, needs_key, needs_negatives, _, needs_shares, *_, needs_further = ctx.needs_input_grad[:10]
+    to_query = to_key = to_negatives = to_shares = to_further = None
+    sweep = _key_grad if readable(query) else _key_grad_operator
+    with torch.no_grad():
+        by_row = grad.expand_as(level)
+        if ctx.summed and weight is not None:
+            by_row = by_row * weight
+        by_row = by_row.contiguous()
+        if needs_query:
+            to_query = query_grad * (grad if ctx.summed else grad[:, None])
+        if needs_key and _comes_with_forward(ctx.summed, ctx.ring):
+            to_key = key_grad * grad
+        elif needs_key:
+            to_key = sweep(
+                *(query, key, columns, left_out, row_ids, key_ids, level, excess, by_row, ctx.dtype, ctx.ring)
             )
-        return query_grad, key_grad, None, None, None, None
+        if needs_negatives:
+            no_columns, no_excess = columns[:, :0], excess[:, :0]
+            to_negatives = sweep(
+                *(query, negatives, no_columns, None, row_ids, negative_ids, level, no_excess, by_row, ctx.dtype, "")
+            )
+        if needs_shares:
+            to_shares = -logits * by_row[:, None]
+        if needs_further:
+            to_further = torch.exp(further - level) * by_row
+    gradients = once_differentiable((to_query, to_key, to_negatives, to_shares, to_further), query, key, grad)
+    return (*gradients[:3], None, gradients[3], *(None,) * 4, gradients[4], *(None,) * 6)
 
 
-class _OnceDifferentiable(torch.autograd.Function):
-    """Pass a gradient on as a function of what it was computed from, and refuse to differentiate it again."""
+_operator.register_autograd(_gradients, setup_context=_keep)
+
+
+class _WithoutOperator(torch.autograd.Function):
+    """The same for plain tensors in eager mode."""
 
     @staticmethod
-    def forward(ctx: Any, gradient: Tensor, *computed_from: Tensor) -> Tensor:
-        return gradient.clone()
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        output = _forward(*inputs)
+        _keep(ctx, inputs, output)
+        loss: Tensor = output[0]
+        return loss
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> None:
-        raise RuntimeError("imix_aug's contrastive losses have no second derivative: their logits are never stored")
+    backward = staticmethod(_gradients)

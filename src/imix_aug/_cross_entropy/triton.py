@@ -1,4 +1,4 @@
-"""The row log-sum-exp on CUDA: which of two ways to take.
+"""The two sweeps on CUDA: which of two ways to take.
 
 Rows of up to 256 elements go through one fused sweep a side: the logits stay on the chip. Longer rows, and float32 in
 full precision, which Triton computes without the matrix units, go block by block through cuBLAS.
@@ -8,36 +8,37 @@ import torch
 from torch import Tensor
 
 from imix_aug._cross_entropy import blocked, triton_blocks, triton_sweep
+from imix_aug._cross_entropy.columns import LeftOut
 
 
-def forward(
-    query: Tensor,
-    key: Tensor,
-    negatives: Tensor | None,
-    excluded: Tensor | None,
-    want_query_grad: bool,
-    want_key_grad: bool,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Return the rows' log-sum-exp, its gradient in each query row, and the gradient of its sum in the keys."""
-    excluded = None if excluded is None else excluded.contiguous()
-    if query.dtype == torch.float64:
-        return blocked.forward(query, key, negatives, excluded, want_query_grad, want_key_grad)
+def sweep_keys(
+    query: Tensor, key: Tensor, negatives: Tensor | None, left_out: LeftOut, wants_mean: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Return each row's log-sum-exp over all columns that it does not leave out, and its softmax-weighted mean key."""
+    if query.dtype == torch.float64 or left_out.row_ids is not None:
+        return blocked.sweep_keys(query, key, negatives, left_out, wants_mean)
+    columns = _small(left_out.columns)
     if _stays_on_chip(query):
-        lse, query_grad = triton_sweep.row_logsumexp(query, key, negatives, excluded, want_query_grad)
-        return lse, query_grad, triton_sweep.key_grad(query, key, excluded, lse, None) if want_key_grad else None
+        return triton_sweep.row_logsumexp(query, key, negatives, columns, wants_mean)
     query, key = _in_range(query), _in_range(key)
     negatives = None if negatives is None else _in_range(negatives)
-    return triton_blocks.forward(query, key, negatives, excluded, want_query_grad, want_key_grad)
+    lse, mean, _ = triton_blocks.forward(query, key, negatives, columns, wants_mean, False)
+    return lse, mean
 
 
-def key_grad(query: Tensor, key: Tensor, excluded: Tensor | None, lse: Tensor, weight: Tensor) -> Tensor:
-    """Return the gradient in the keys of the log-sum-exps' weighted sum: sum_i weight_i softmax_ij query_i."""
-    excluded, lse = None if excluded is None else excluded.contiguous(), lse.contiguous()
-    if query.dtype == torch.float64:
-        return blocked.key_grad(query, key, excluded, lse, weight)
+def sweep_queries(query: Tensor, key: Tensor, left_out: LeftOut, level: Tensor, weight: Tensor) -> Tensor:
+    """Return ``sum_i weight_i exp(s_ij - level_i) query_i`` for each key j, over the rows that do not leave it out."""
+    if query.dtype == torch.float64 or left_out.row_ids is not None:
+        return blocked.sweep_queries(query, key, left_out, level, weight)
+    columns, level = _small(left_out.columns), level.contiguous()
     if _stays_on_chip(query):
-        return triton_sweep.key_grad(query, key, excluded, lse, weight)
-    return triton_blocks.key_grad(_in_range(query), _in_range(key), excluded, lse, weight)
+        return triton_sweep.key_grad(query, key, columns, level, weight)
+    return triton_blocks.key_grad(_in_range(query), _in_range(key), columns, level, weight)
+
+
+def _small(columns: Tensor | None) -> Tensor | None:
+    """Return the columns as the kernels compare them, in 32 bits."""
+    return None if columns is None or columns.shape[1] == 0 else columns.to(torch.int32).contiguous()
 
 
 def _stays_on_chip(query: Tensor) -> bool:

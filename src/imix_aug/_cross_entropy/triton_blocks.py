@@ -15,8 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from imix_aug._triton_launch import first_that_fits, on_device
 from imix_aug._cross_entropy.triton_sweep import INF, LN_2, LOG2_E
+from imix_aug._triton_launch import first_that_fits, on_device
 
 # A block of 2 ** 29 bytes holds 4096 rows of 65,536 columns in bfloat16: adding up the key gradient once a block
 # then moves 10 bytes for every 8192 operations.

@@ -9,7 +9,9 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.distributed.distributed_c10d import _resolve_process_group  # type: ignore[attr-defined]
 
-from imix_aug._cross_entropy import operator as _ops
+from imix_aug._cross_entropy import sweeps
+from imix_aug._cross_entropy.columns import LeftOut, Positives
+from imix_aug._cross_entropy.operator import soft_cross_entropy
 from imix_aug._keys.class_sums import class_sums, mean, with_ones
 
 
@@ -20,23 +22,62 @@ class RingKeys:
     rows: Tensor
     group_name: str
 
-    def row_logsumexp(
-        self,
-        query: Tensor,
-        negatives: Tensor | None,
-        *,
-        excluded: Tensor | None = None,
-        dtype: torch.dtype,
-        summed: bool,
+    def soft_cross_entropy(
+        self, query: Tensor, negatives: Tensor | None, positives: Positives, *, left_out: LeftOut, **how: Any
     ) -> Tensor:
-        """Return each query's log-sum-exp over the keys and negatives; ``excluded`` holds own keys by number."""
-        lse: Tensor = _RingRowLogSumExp.apply(query, self.rows, negatives, excluded, dtype, self.group_name)
-        return lse.sum() if summed else lse
+        """Contrast the queries with the keys of all ranks and the negatives of this one."""
+        return soft_cross_entropy(
+            query, self.rows, negatives, positives, left_out=left_out, ring=self.group_name, **how
+        )
 
     def class_means(self, classes: Tensor) -> Tensor:
-        """Return for each of this rank's classes the mean of its keys."""
+        """Average the keys of each row's class, whichever rank holds them."""
         sums: Tensor = _RingClassSums.apply(with_ones(self.rows), classes, self.group_name)
         return mean(sums)
+
+
+def sweep_keys(
+    query: Tensor, key: Tensor, negatives: Tensor | None, left_out: LeftOut, wants_mean: bool, group_name: str
+) -> tuple[Tensor, Tensor | None]:
+    """Do as ``sweeps.sweep_keys`` does, over the keys of all ranks; what is left out by number is this rank's."""
+    blocks = _Ring(group_name).pass_round(key, left_out.key_ids)
+    own, _ = next(blocks)
+    total, mean_key = sweeps.sweep_keys(query, own, negatives, left_out, wants_mean)
+    for block, ids in blocks:
+        passing = LeftOut(row_ids=left_out.row_ids, key_ids=ids)
+        lse, mean_of_block = sweeps.sweep_keys(query, block, None, passing, wants_mean)
+        merged = torch.logaddexp(total, lse)
+        if mean_key is not None and mean_of_block is not None:
+            anchor = torch.where(merged.isinf(), 0, merged)
+            mean_key *= (total - anchor).exp_()[:, None]
+            mean_key += mean_of_block.mul_((lse - anchor).exp_()[:, None])
+        total = merged
+    return total, mean_key
+
+
+def key_gradient(
+    query: Tensor,
+    key: Tensor,
+    columns: Tensor,
+    left_out: LeftOut,
+    level: Tensor,
+    excess: Tensor,
+    weight: Tensor,
+    group_name: str,
+) -> Tensor:
+    """Do as ``sweeps.key_gradient`` does, for this rank's keys and the queries of all ranks."""
+    ring = _Ring(group_name)
+    blocks = ring.pass_round(key, left_out.key_ids)
+    own, _ = next(blocks)
+    of_own = sweeps.key_gradient(query, own, columns, left_out, level, excess, weight)
+    under_way = ring.send(of_own, tag=1)
+    for block, ids in blocks:
+        passing = LeftOut(row_ids=left_out.row_ids, key_ids=ids)
+        grad = sweeps.sweep_queries(query, block, passing, level, weight)
+        (so_far,) = under_way.wait()  # What other ranks added arrived while this one computed its own share.
+        under_way = ring.send(grad.add_(so_far), tag=1)
+    (complete,) = under_way.wait()
+    return complete
 
 
 @dataclass
@@ -69,113 +110,14 @@ class _Ring:
         receives = [dist.P2POp(dist.irecv, each, self.previous, self.group, tag) for each in received]
         return _UnderWay(received, tensors, dist.batch_isend_irecv(sends + receives))
 
-    def pass_round(self, *own: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    def pass_round(self, own: Tensor, beside: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Yield the tensors of this rank, then those of the rank before it, and so on, the next ones under way."""
-        here = tuple(each.contiguous() for each in own)
-        for _ in range(self.size - 1):
-            under_way = self.send(*here)
-            yield here
-            here = under_way.wait()
-        yield here
-
-
-class _RingRowLogSumExp(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        query: Tensor,
-        key: Tensor,
-        negatives: Tensor | None,
-        excluded: Tensor | None,
-        dtype: torch.dtype,
-        group_name: str,
-    ) -> Tensor:
-        needs_query_grad, ctx.needs_key_grad = ctx.needs_input_grad[:2]
-        rows = query.detach().to(dtype), key.detach().to(dtype)
-        constants = None if negatives is None else negatives.detach().to(dtype)
-        lse, query_grad = _ring_forward_op(*rows, constants, excluded, needs_query_grad, group_name)
-        ctx.save_for_backward(
-            query,
-            key,
-            query_grad if needs_query_grad else None,
-            *((*rows, excluded, lse) if ctx.needs_key_grad else (None,) * 4),
-        )
-        ctx.group_name = group_name
-        rows_lse: Tensor = lse
-        return rows_lse
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, query_grad, *rows, lse = ctx.saved_tensors
-        key_grad = None
-        second_derivative_wanted = torch.is_grad_enabled()
-        with torch.no_grad():
-            if query_grad is not None:
-                query_grad = query_grad * grad[:, None]
-            if ctx.needs_key_grad:
-                key_grad = _ring_key_grad_op(*rows, lse, grad.contiguous(), ctx.group_name)
-        if second_derivative_wanted:
-            query_grad, key_grad = (
-                None if each is None else _ops._OnceDifferentiable.apply(each, query, key, grad)
-                for each in (query_grad, key_grad)
-            )
-        return query_grad, key_grad, None, None, None, None
-
-
-@torch.library.custom_op("imix_aug::ring_row_logsumexp", mutates_args=())
-def _ring_forward_op(
-    query: Tensor,
-    key: Tensor,
-    negatives: Tensor | None,
-    excluded: Tensor | None,
-    want_query_grad: bool,
-    group_name: str,
-) -> tuple[Tensor, Tensor]:
-    blocks = _Ring(group_name).pass_round(key)
-    (own,) = next(blocks)
-    total, query_grad, _ = _ops._forward_op(query, own, negatives, excluded, want_query_grad, False)
-    for (block,) in blocks:
-        lse, grad, _ = _ops._forward_op(query, block, None, None, want_query_grad, False)
-        merged = torch.logaddexp(total, lse)
-        if want_query_grad:
-            query_grad *= (total - merged).exp_()[:, None]
-            query_grad += grad.mul_((lse - merged).exp_()[:, None])
-        total = merged
-    return total, query_grad
-
-
-@_ring_forward_op.register_fake
-def _(
-    query: Tensor,
-    key: Tensor,
-    negatives: Tensor | None,
-    excluded: Tensor | None,
-    want_query_grad: bool,
-    group_name: str,
-) -> tuple[Tensor, Tensor]:
-    lse = query.new_empty(query.shape[0], dtype=_ops.accumulator_dtype(query.dtype))
-    return lse, lse.new_empty(query.shape if want_query_grad else (0,))
-
-
-@torch.library.custom_op("imix_aug::ring_row_logsumexp_key_grad", mutates_args=())
-def _ring_key_grad_op(
-    query: Tensor, key: Tensor, excluded: Tensor | None, lse: Tensor, weight: Tensor, group_name: str
-) -> Tensor:
-    ring = _Ring(group_name)
-    blocks = ring.pass_round(key)
-    (own,) = next(blocks)
-    under_way = ring.send(_ops._key_grad_op(query, own, excluded, lse, weight), tag=1)
-    for (block,) in blocks:
-        grad = _ops._key_grad_op(query, block, None, lse, weight)
-        (so_far,) = under_way.wait()  # What other ranks added arrived while this one computed its own share.
-        under_way = ring.send(grad.add_(so_far), tag=1)
-    (complete,) = under_way.wait()
-    return complete
-
-
-@_ring_key_grad_op.register_fake
-def _(query: Tensor, key: Tensor, excluded: Tensor | None, lse: Tensor, weight: Tensor, group_name: str) -> Tensor:
-    return key.new_empty(key.shape, dtype=lse.dtype)
+        here = tuple(each.contiguous() for each in (own, beside) if each is not None)
+        for place in range(self.size):
+            under_way = self.send(*here) if place < self.size - 1 else None
+            yield here[0], None if beside is None else here[1]
+            if under_way is not None:
+                here = under_way.wait()
 
 
 class _RingClassSums(torch.autograd.Function):
@@ -198,6 +140,7 @@ class _RingClassSums(torch.autograd.Function):
 def _ring_class_sums_op(rows: Tensor, classes: Tensor, group_name: str) -> Tensor:
     total = torch.zeros_like(rows)
     for block, of_block in _Ring(group_name).pass_round(rows, classes):
+        assert of_block is not None
         total += class_sums(block, of_block, classes)
     return total
 

@@ -1,0 +1,165 @@
+"""What all contrastive losses share: their common arguments, and the soft cross-entropy on top of the primitive."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from imix_aug import _check
+from imix_aug._check import Reduction
+from imix_aug._cross_entropy.columns import LeftOut, Positives
+from imix_aug._embeddings import autocast_dtype, product_dtype, rows
+from imix_aug._keys.keys import choose_keys
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """The arguments that all contrastive losses take alike, once checked."""
+
+    autocast: torch.dtype | None
+    temperature: float | Tensor
+    negatives: Tensor | None
+    normalize: bool
+    reduction: Reduction
+    gather_distributed: bool
+    process_group: ProcessGroup | None
+    ids: Tensor | None
+    negative_ids: Tensor | None
+    hard_negatives: Tensor | None
+    weight: Tensor | None
+
+    @property
+    def is_plain(self) -> bool:
+        """Tell whether a batch's own keys are all that there is."""
+        return (
+            self.normalize
+            and not self.gather_distributed
+            and self.autocast is None
+            and self.negatives is self.ids is self.hard_negatives is self.weight is None
+        )
+
+    def cross_entropy(
+        self,
+        query: Tensor,
+        key: Tensor,
+        positives: Positives,
+        *,
+        views: int = 1,
+        left_out: Tensor | None = None,
+        classes: Tensor | None = None,
+    ) -> Tensor:
+        """Return the queries' soft cross-entropy over all keys, reduced over the rows of all views.
+
+        Args:
+            query: ``(V * N, D)``, the views one after the other.
+            key: ``(V * N, D)``.
+            positives: the columns of ``key`` that a row's label is spread over.
+            views: V; ids, weights and hard negatives are those of N rows.
+            left_out: ``(V * N, E)``, columns of ``key`` that a row leaves out.
+            classes: ``(V * N,)``: a positive column's share is spread evenly over all keys of its class.
+        """
+        ids, weight, hard = (_repeat(each, views) for each in (self.ids, self.weight, self.hard_negatives))
+        others = [each for each in (self.negatives, self.hard_negatives) if each is not None]
+        dtype = product_dtype(self.autocast, query, key, *others)
+        query, key = rows(query, self.normalize) / self.temperature, rows(key, self.normalize)
+        negatives = None if self.negatives is None else rows(self.negatives, self.normalize)
+        keys = choose_keys(key, self.gather_distributed, self.process_group)
+        weights_known = weight is None or not (torch.is_grad_enabled() and weight.requires_grad)
+        summed = self.reduction != "none" and weights_known
+        losses = keys.soft_cross_entropy(
+            query,
+            negatives,
+            positives,
+            left_out=LeftOut(left_out, ids, ids, self.negative_ids),
+            further=None if hard is None else _row_logsumexp(query, rows(hard, self.normalize)),
+            dtype=dtype,
+            summed=summed,
+            weight=weight if summed else None,
+        )
+        if classes is not None:
+            rest_of_label = positives.mean(keys.class_means(classes) - _rounded(key, dtype))
+            agreement = (_rounded(query, dtype) * rest_of_label).sum(dim=1)
+            if summed:
+                agreement = (agreement if weight is None else agreement * weight).sum()
+            losses = losses - agreement
+        if weight is not None and not summed:
+            losses = losses * weight
+        return self._reduced(losses, query.shape[0], weight)
+
+    def _reduced(self, losses: Tensor, n: int, weight: Tensor | None) -> Tensor:
+        if self.reduction == "none":
+            return losses
+        total = losses if losses.dim() == 0 else losses.sum()
+        if self.reduction == "sum":
+            return total
+        if weight is None:
+            return total / n
+        mass = weight.sum()
+        if self.gather_distributed:
+            from imix_aug._keys.ranks import mean_over_ranks
+
+            mass = mean_over_ranks(mass, self.process_group)
+        return total / mass
+
+
+def checked(
+    query: Tensor,
+    *,
+    temperature: object,
+    negatives: object,
+    normalize: object,
+    reduction: object,
+    gather_distributed: object,
+    process_group: object,
+    ids: object,
+    negative_ids: object,
+    hard_negatives: object,
+    weight: object,
+) -> Contrast:
+    """Refuse what is wrong with the common arguments, and return the rest."""
+    n, device = query.shape[0], query.device
+    if negatives is not None:
+        negatives = _check.rows("negatives", negatives, query)
+    if hard_negatives is not None:
+        hard_negatives = _check.hard_negatives(hard_negatives, query)
+    if ids is not None:
+        ids = _check.integers("ids", ids, n, device)
+    if negative_ids is not None:
+        if negatives is None or ids is None:
+            raise ValueError("negative_ids must be None unless negatives and ids are given")
+        negative_ids = _check.integers("negative_ids", negative_ids, negatives.shape[0], device)
+    if weight is not None:
+        weight = _check.weight(weight, n, device)
+    return Contrast(
+        autocast=autocast_dtype(device.type),
+        temperature=_check.temperature(temperature, device),
+        negatives=negatives,
+        normalize=_check.flag("normalize", normalize),
+        reduction=_check.reduction(reduction),
+        gather_distributed=_check.flag("gather_distributed", gather_distributed),
+        process_group=_check.process_group(gather_distributed, process_group),
+        ids=ids,
+        negative_ids=negative_ids,
+        hard_negatives=hard_negatives,
+        weight=weight,
+    )
+
+
+def _repeat(per_row: Tensor | None, views: int) -> Tensor | None:
+    return per_row if per_row is None or views == 1 else torch.cat([per_row] * views)
+
+
+def _row_logsumexp(query: Tensor, own_columns: Tensor) -> Tensor:
+    """Return the log-sum-exp of each row's logits with its own columns, ``(N, H, D)``."""
+    return torch.matmul(own_columns, query[:, :, None])[:, :, 0].logsumexp(dim=1)
+
+
+def _rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the numbers that the matrix products see, the gradient passing as if they were not rounded."""
+    return values + (values.to(dtype).to(values.dtype) - values).detach()

@@ -1,0 +1,90 @@
+"""The columns that a row treats apart from all others: its positives, and those that it leaves out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from imix_aug._labels import VirtualLabels
+
+
+class Positives(NamedTuple):
+    """The columns that the soft label of each row is spread over, and its shares of them.
+
+    Attributes:
+        columns: ``(N, P)`` int64. A column equal to the row's first stands for none.
+        shares: ``(N, P)``; a row's sum to one, and that of a column which stands for none is zero.
+    """
+
+    columns: Tensor
+    shares: Tensor
+
+    @classmethod
+    def of(cls, labels: VirtualLabels, dtype: torch.dtype) -> Positives:
+        """Return the columns of virtual labels: a row's own and its partner's, if both have a share."""
+        lam, partner = labels.lam.to(torch.promote_types(dtype, torch.float32)), labels.partner
+        own = torch.arange(partner.shape[0], device=partner.device)
+        first, alone = own, partner == own
+        if not lam.requires_grad:  # Else a share of zero has a gradient all the same.
+            first = torch.where(lam == 0, partner, own)
+            alone = alone | (lam == 0) | (lam == 1)
+        lam = torch.where(alone, 1, lam)
+        columns = torch.stack([first, torch.where(alone, first, partner)], 1)
+        return cls(columns, torch.stack([lam, 1 - lam], 1))
+
+    @classmethod
+    def of_keys(cls, labels: VirtualLabels, dtype: torch.dtype) -> Positives:
+        """Return for each key the queries that hold a share of it, in proportion to these shares."""
+        lam, partner = labels
+        own = torch.arange(partner.shape[0], device=partner.device)
+        holder = torch.empty_like(partner).scatter(0, partner, own)
+        held_by_own, held_by_other = lam, 1 - lam[holder]
+        whole = held_by_own + held_by_other
+        return cls.of(labels._replace(lam=torch.where(whole == 0, 1, held_by_own / whole), partner=holder), dtype)
+
+    @classmethod
+    def own(cls, n: int, device: torch.device, dtype: torch.dtype) -> Positives:
+        """Return the columns of unmixed rows: each its own."""
+        return cls(torch.arange(n, device=device)[:, None], torch.ones((n, 1), dtype=dtype, device=device))
+
+    def mean(self, rows: Tensor) -> Tensor:
+        """Return each label's mean over the rows, ``sum_p share_ip rows_column(i, p)``."""
+        first, *others = (
+            rows[column] * share[:, None]
+            for column, share in zip(self.columns.unbind(1), self.shares.to(rows.dtype).unbind(1), strict=True)
+        )
+        return sum(others, first)
+
+    def shifted(self, by: int) -> Positives:
+        """Return the same for keys that begin at row ``by`` of a larger matrix."""
+        return Positives(self.columns + by, self.shares) if by else self
+
+
+class LeftOut(NamedTuple):
+    """Columns that a row leaves out: a few of ``key`` by number, and those that have the row's id.
+
+    Attributes:
+        columns: ``(N, E)`` int64; a column may come twice.
+        row_ids: ``(N,)`` integers.
+        key_ids: ``(M,)`` integers.
+        negative_ids: ``(K,)`` integers.
+    """
+
+    columns: Tensor | None = None
+    row_ids: Tensor | None = None
+    key_ids: Tensor | None = None
+    negative_ids: Tensor | None = None
+
+    def and_columns(self, columns: Tensor) -> LeftOut:
+        """Leave these columns of ``key`` out too."""
+        return self._replace(columns=columns if self.columns is None else torch.cat([columns, self.columns], 1))
+
+    def shifted(self, by: int) -> LeftOut:
+        """Return the same for keys that begin at row ``by`` of a larger matrix."""
+        return self._replace(columns=self.columns + by) if by and self.columns is not None else self
+
+
+NOTHING = LeftOut()

@@ -1,0 +1,142 @@
+"""The plain loss of a batch on the CPU as a single node of the autograd graph, normalisation and gradients included.
+
+Composed of many nodes, the loss spends as long on (N, D) tensors that autograd makes and keeps, mostly on fresh memory,
+and on starting operations, as on a small batch's logits. Here the forward pass leaves both gradients behind, in one
+tensor. Logits are small enough to do without logarithms: positives and rest are weighed as powers.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from imix_aug._cross_entropy import blocked
+from imix_aug._cross_entropy.columns import Positives
+from imix_aug._cross_entropy.once_differentiable import once_differentiable
+from imix_aug._cross_entropy.products import add_transposed_times, times_transposed
+from imix_aug._values import readable
+
+# From so many products on, the processor's units for bfloat16, where it has them, outweigh what converting costs.
+MANY_PRODUCTS = 1 << 27
+
+EPS = 1e-12
+
+
+def applies(query: Tensor, key: Tensor, positives: Positives, temperature: float, reduction: str) -> bool:
+    """Tell whether ``nce_loss`` serves: both gradients of a reduced loss are wanted, and logits are small."""
+    return (
+        reduction != "none"
+        and temperature * blocked.SAFE_LOGIT >= 1
+        and readable(query, key)
+        and torch.is_grad_enabled()
+        and query.requires_grad
+        and key.requires_grad
+        and not positives.shares.requires_grad
+        and not _suits_half_precision(query)
+    )
+
+
+def nce_loss(query: Tensor, key: Tensor, positives: Positives, temperature: float, reduction: str) -> Tensor:
+    """Return the loss of the logits ``cos(query_i, key_j) / temperature``."""
+    loss: Tensor = _NCE.apply(query, key, *positives, 1 / temperature, reduction == "mean")
+    return loss
+
+
+def _suits_half_precision(query: Tensor) -> bool:
+    n, d = query.shape
+    return blocked.product_dtype(query.dtype) == torch.bfloat16 and n * n * d >= MANY_PRODUCTS
+
+
+class _NCE(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, columns: Tensor, shares: Tensor, scale: float, mean: bool
+    ) -> Tensor:
+        dtype = torch.promote_types(torch.promote_types(query.dtype, key.dtype), torch.float32)
+        rows = torch.stack((query.to(dtype), key.to(dtype)))
+        lengths, is_short = _to_unit_length(rows)
+        grads = torch.empty_like(rows)
+        loss = _sweep(rows, grads, columns, shares.to(dtype), scale)
+        # What would change a row's length has no effect on the loss.
+        along = (grads * rows).sum(dim=2, keepdim=True)
+        grads.addcmul_(rows, along if is_short is None else along.masked_fill_(is_short, 0), value=-1)
+        ctx.weight = 1 / query.shape[0] if mean else 1.0
+        ctx.scale = scale * ctx.weight
+        ctx.save_for_backward(query, key, grads, lengths)
+        return loss.mul_(ctx.weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, grads, lengths = ctx.saved_tensors
+        with torch.no_grad():
+            query_grad, key_grad = (grads * (ctx.scale * grad / lengths)).unbind()
+            gradients = query_grad.to(query.dtype), key_grad.to(key.dtype)
+        return (*once_differentiable(gradients, query, key, grad), None, None, None, None)
+
+
+def _to_unit_length(rows: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Scale the rows in place; return what divided them, and which were so short that ``EPS`` did, if any."""
+    lengths = torch.linalg.vector_norm(rows, dim=2, keepdim=True)
+    shortest, longest = torch.aminmax(lengths)
+    if shortest.item() > EPS and longest.item() < torch.inf:
+        rows.div_(lengths)
+        return lengths, None
+    largest = rows.abs().amax(dim=2, keepdim=True).clamp_min(1)  # squares of what is left cannot overflow
+    rows.div_(largest)
+    lengths = torch.linalg.vector_norm(rows, dim=2, keepdim=True)
+    is_short = lengths * largest <= EPS
+    rows.div_(lengths.clamp_min(EPS / largest))
+    return (lengths * largest).clamp_min(EPS), is_short
+
+
+def _sweep(rows: Tensor, grads: Tensor, columns: Tensor, shares: Tensor, scale: float) -> Tensor:
+    """Return the total loss of unit queries and keys, and leave its gradients in ``grads``, divided by ``scale``."""
+    query, key = rows.unbind()
+    query_grad, key_grad = grads.unbind()
+    n = len(query)
+    loss = query.new_zeros(())
+    step = blocked.rows_per_tile(n, n)
+    summed_key_grad = blocked.zeros_by_columns(key) if step < n else None
+    for start in range(0, n, step):
+        part = slice(start, min(start + step, n))
+        few = query[part]
+        powers = times_transposed(few, key, scale * blocked.LOG2_E).exp2_()
+        if columns.shape[1] == 1:
+            total = _weigh_own(powers[:, part].diagonal(), powers, loss)
+        else:
+            total = _weigh(powers, columns[part], shares[part], loss)
+        # The tile now holds softmax minus label, times the total.
+        if summed_key_grad is None:
+            torch.mm(powers, key, out=query_grad).div_(total)
+            torch.mm(powers.t(), few / total, out=key_grad)
+        else:
+            torch.div(times_transposed(powers, key.t()), total, out=query_grad[part])
+            add_transposed_times(summed_key_grad, powers, few / total)
+    if summed_key_grad is not None:
+        key_grad.copy_(summed_key_grad)
+    return loss
+
+
+def _weigh_own(own: Tensor, powers: Tensor, loss: Tensor) -> Tensor:
+    """Add the rows' losses, take their labels off, and return the rows' totals; ``own`` is a view of the diagonal."""
+    power = own.clone()
+    own.zero_()
+    rest = powers.sum(dim=1)
+    # Beside zeros, as a pair whose second column stands for none: to the last bit what a lambda of one gives.
+    loss.add_(torch.nn.functional.pad((rest / power)[:, None], (0, 1)).log1p_().sum())
+    torch.neg(rest, out=own)
+    return power.add_(rest)[:, None]
+
+
+def _weigh(powers: Tensor, columns: Tensor, shares: Tensor, loss: Tensor) -> Tensor:
+    """Do the same for labels that are spread over two columns."""
+    power = powers.gather(1, columns)
+    powers.scatter_(1, columns, 0)
+    rest = powers.sum(dim=1, keepdim=True)
+    present = power.clone()
+    present[:, 1].masked_fill_(columns[:, 1] == columns[:, 0], 0)
+    others = present.flip(1).add_(rest)
+    loss.add_((others / power).log1p_().mul_(shares).sum())
+    excess = (1 - shares).mul_(present).addcmul_(shares, others, value=-1)
+    powers.scatter_add_(1, columns, excess)
+    return rest.add_(present.sum(dim=1, keepdim=True))

@@ -1,0 +1,54 @@
+"""The two sweeps over tiles of logits, by the way that serves the device."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from imix_aug._backend import runs_triton
+from imix_aug._cross_entropy import blocked
+from imix_aug._cross_entropy.columns import LeftOut
+from imix_aug._cross_entropy.positives import add_key_grad
+
+
+def implementation(device: torch.device) -> ModuleType:
+    """Return the module whose sweeps run on the device."""
+    if not runs_triton(device):
+        return blocked
+    from imix_aug._cross_entropy import triton
+
+    return triton
+
+
+def sweep_keys(
+    query: Tensor, key: Tensor, negatives: Tensor | None, left_out: LeftOut, wants_mean: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Return each row's log-sum-exp over all columns that it does not leave out, and its softmax-weighted mean key."""
+    lse, mean = implementation(query.device).sweep_keys(query, key, negatives, left_out, wants_mean)
+    return lse, mean
+
+
+def sweep_queries(query: Tensor, key: Tensor, left_out: LeftOut, level: Tensor, weight: Tensor) -> Tensor:
+    """Return ``sum_i weight_i exp(s_ij - level_i) query_i`` for each key j, over the rows that do not leave it out."""
+    grad: Tensor = implementation(query.device).sweep_queries(query, key, left_out, level, weight)
+    return grad
+
+
+def key_gradient(
+    query: Tensor, key: Tensor, columns: Tensor, left_out: LeftOut, level: Tensor, excess: Tensor, weight: Tensor
+) -> Tensor:
+    """Return ``sum_i weight_i (softmax_ij - label_ij) query_i`` for each key j.
+
+    Args:
+        query: ``(N, D)``.
+        key: ``(M, D)``.
+        columns: ``(N, P)``, those of the positives.
+        left_out: columns that a row leaves out.
+        level: ``(N,)``, the log-sum-exp over all columns.
+        excess: ``(N, P)``, softmax minus label in the positive columns.
+        weight: ``(N,)``.
+    """
+    grad = sweep_queries(query, key, left_out.and_columns(columns), level, weight)
+    return add_key_grad(grad, query, columns, excess * weight[:, None])
