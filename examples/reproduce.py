@@ -168,7 +168,12 @@ def run(args: argparse.Namespace, row: Row, folder: Path, options: list[str]) ->
         if is_main():
             print(f"\npython examples/{row.domain}.py {shlex.join(options)} --seeds {args.seeds}", flush=True)
         try:
-            compare(*prepare(domain, parse(domain, [*options, "--seeds", str(args.seeds), "--device", args.device])))
+            compare(
+                *prepare(
+                    domain,
+                    parse(domain, [*options, "--seeds", str(args.seeds), "--device", args.device, "--no-controls"]),
+                )
+            )
         except Refused as why:
             raise CannotRun(str(why)) from why
         if is_main():
@@ -180,7 +185,7 @@ def run(args: argparse.Namespace, row: Row, folder: Path, options: list[str]) ->
 
 def _finished(folder: Path) -> dict[int, float]:
     path = folder / "results.json"
-    runs = read_results(path) if path.exists() else []
+    runs, _ = read_results(path) if path.exists() else ([], [])
     return {run["seed"]: run["metrics"]["probe_accuracy"] for run in runs}
 
 

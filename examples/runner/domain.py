@@ -22,6 +22,7 @@ class Task:
     to_input: nn.Module  # rows of the data to what the network sees
     build_encoder: Callable[[], nn.Module]  # with new weights each time
     augmented: Callable[[Tensor], Tensor]  # rows of the data to one view of them, an input of the network
+    raw_name: str  # what the input is called beside the features
     pictures: bool = True  # network inputs are images or spectrograms, which one can look at
 
 

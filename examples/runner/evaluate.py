@@ -20,7 +20,7 @@ def extract_features(
     """Features of all rows, not augmented, in evaluation mode."""
     was_training = encoder.training
     encoder.eval()
-    device = next(encoder.parameters()).device
+    device = next((parameter.device for parameter in encoder.parameters()), x.device)
     features = torch.cat([encoder(to_input(rows.to(device))).float() for rows in x.split(batch_size)])
     encoder.train(was_training)
     return features

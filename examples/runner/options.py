@@ -76,6 +76,12 @@ def build_parser(domain: str, *, description: str, data_help: str) -> argparse.A
         help="how often a checkpoint is written (default: 60)",
     )
     option("--tensorboard", action="store_true", help="also write loss and learning rate for TensorBoard, run by run")
+    option(
+        "--controls",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="also judge the raw input and the untrained network (default)",
+    )
     return parser
 
 

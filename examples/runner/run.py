@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from runner.controls import raw_input, untrained
 from runner.data.dataset import Dataset, subsample, take
 from runner.domain import Domain, Task
 from runner.errors import one_line_errors
@@ -63,7 +64,9 @@ def compare(settings: Settings, task: Task) -> None:
 
 def _compare(settings: Settings, task: Task) -> None:
     train_on = subsample(task.data, settings.data_fraction, settings.class_fraction)
-    results = Results(settings, task.data.name)
+    results = Results(settings, task.data.name, task.raw_name)
+    if settings.controls and is_main():
+        _judge_controls(results, settings, task)
     for mix in settings.mix:
         for seed in range(settings.seeds):
             experiment = Experiment(settings, mix, seed)
@@ -72,6 +75,15 @@ def _compare(settings: Settings, task: Task) -> None:
                 results.add(experiment, evaluate(encoder, task.data, task.to_input), pace)
     if is_main():
         results.finish()
+
+
+def _judge_controls(results: Results, settings: Settings, task: Task) -> None:
+    if not results.has_control("raw", 0):
+        results.add_control("raw", 0, raw_input(task))
+    for seed in range(settings.seeds):
+        if not results.has_control("untrained", seed):
+            metrics = untrained(task, seed, min(settings.batch_size, len(task.data.train_y)), settings.device)
+            results.add_control("untrained", seed, metrics)
 
 
 def pretrain(experiment: Experiment, task: Task, data: Dataset) -> tuple[nn.Module, Pace]:

@@ -69,6 +69,7 @@ class Settings:
     resume: bool
     checkpoint_every: float
     tensorboard: bool
+    controls: bool
 
     def configuration(self) -> dict[str, Any]:
         """What decides the outcome of a run, as the plain values of a JSON file."""
@@ -77,7 +78,7 @@ class Settings:
 
 
 # What may change from one call to the next without making it another experiment.
-CIRCUMSTANCES = {"mix", "seeds", "out", "resume", "checkpoint_every", "device", "data_root", "tensorboard"}
+CIRCUMSTANCES = {"mix", "seeds", "out", "resume", "checkpoint_every", "device", "data_root", "tensorboard", "controls"}
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
 

@@ -21,7 +21,7 @@ from runner.report.results import read_results
 from runner.state.files import write_tensors, write_text
 from runner.state.place import hold
 
-SHORT = ("--mix", "mixup", "--epochs", 2, "--batch-size", 128, "--seeds", 1, "--width", 1)
+SHORT = ("--no-controls", "--mix", "mixup", "--epochs", 2, "--batch-size", 128, "--seeds", 1, "--width", 1)
 CHECKPOINT = "runs/npair-mixup-seed0/checkpoint.pt"
 
 

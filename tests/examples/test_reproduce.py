@@ -37,9 +37,10 @@ def test_the_scripts_take_every_recipe(monkeypatch, tmp_path, row, scale):
 
     monkeypatch.setattr("runner.run.pretrain", stop)
     script = importlib.import_module(row.domain)
+    rest = ["--data", row.data, "--no-controls", "--device", "cpu", "--out", str(tmp_path)]
     for mix in ("none", "mixup"):
         with pytest.raises(Reached):
-            script.main([*recipe(row, mix, scale), "--data", row.data, "--device", "cpu", "--out", str(tmp_path)])
+            script.main([*recipe(row, mix, scale), *rest])
     plain, mixed = seen
     assert plain.batch_size == mixed.batch_size == (512 if row.domain == "tabular" else 256)
     assert plain.augment == ("none" if row.table == "3" else "default")

@@ -23,7 +23,7 @@ from test_faults import CHECKPOINT, DAMAGES, files_no_larger_than
 
 PAGE = EXAMPLES.parent / "docs" / "your-data.md"
 ROWS = dict(re.findall(r"^\| (?!-|what )(.+?) \| (.+) \|$", PAGE.read_text(), re.M))
-TINY = ("--epochs", 1, "--seeds", 1, "--mix", "mixup", "--width", 1)
+TINY = ("--no-controls", "--epochs", 1, "--seeds", 1, "--mix", "mixup", "--width", 1)
 CASES = {}
 
 

@@ -64,7 +64,10 @@ class Images:
         def augmented(pixels: Tensor) -> Tensor:
             return to_input(augment(pixels.float() / 255))
 
-        return Task(data, to_input, lambda: build_encoder(settings.arch, channels, size, settings.width), augmented)
+        def build() -> nn.Module:
+            return build_encoder(settings.arch, channels, size, settings.width)
+
+        return Task(data, to_input, build, augmented, raw_name="pixels")
 
 
 IMAGES = Images()

@@ -57,9 +57,9 @@ class Speech:
         mel = LogMel().to(settings.device)
         if settings.augment == "none":  # then no spectrogram ever changes, and each is made once
             seen = {name: spectrograms(getattr(data, name), mel) for name in ("train_x", "test_x")}
-            return Task(replace(data, **seen), nn.Identity(), build, augmented=nn.Identity())
+            return Task(replace(data, **seen), nn.Identity(), build, augmented=nn.Identity(), raw_name="spectrograms")
         augment, stretch = AudioAugment(data.noise).to(settings.device), Stretch()
-        return Task(data, mel, build, augmented=lambda clips: stretch(mel(augment(clips))))
+        return Task(data, mel, build, augmented=lambda clips: stretch(mel(augment(clips))), raw_name="spectrograms")
 
 
 def spectrograms(clips: Tensor, to_input: nn.Module) -> Tensor:

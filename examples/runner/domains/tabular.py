@@ -66,6 +66,7 @@ class Tabular:
             augmented=input_dropout(
                 settings.dropout if settings.augment == "default" else 0.0, settings.dropout_columns
             ),
+            raw_name="columns",
             pictures=False,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -15,11 +16,14 @@ from runner.state.files import write_atomically
 
 rcParams["text.parse_math"] = False  # a dollar in a name is a dollar
 
+CONTROLS = {"raw": "#e3e6ea", "untrained": "#c9cfd6"}
 COLOURS = {"none": "#9aa5b1", "mixup": "#2f6fdf", "cutmix": "#e07b39"}
 
 
-def draw_comparison(path: Path, title: str, summary: dict[str, dict[str, tuple[float, float]]]) -> None:
-    """Draw a bar for each mix and metric, with the standard deviation over the seeds."""
+def draw_comparison(
+    path: Path, title: str, summary: dict[str, dict[str, tuple[float, float]]], names: Mapping[str, str]
+) -> None:
+    """Draw a bar for each control, mix and metric, with the standard deviation over the seeds."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot()
     metrics = list(next(iter(summary.values())))
@@ -27,10 +31,9 @@ def draw_comparison(path: Path, title: str, summary: dict[str, dict[str, tuple[f
     for i, (mix, values) in enumerate(summary.items()):
         places = [j + (i - (len(summary) - 1) / 2) * width for j in range(len(metrics))]
         means, deviations = zip(*(values[metric] for metric in metrics), strict=True)
-        bars = axes.bar(
-            places, means, width * 0.92, yerr=deviations, capsize=4, label=label_of(mix), color=COLOURS[mix]
-        )
-        axes.bar_label(bars, fmt="%.1f", padding=3, fontsize=9)
+        label, colour = names.get(mix, label_of(mix)), {**CONTROLS, **COLOURS}[mix]
+        bars = axes.bar(places, means, width * 0.92, yerr=deviations, capsize=4, label=label, color=colour)
+        axes.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
     low = min(m - d for values in summary.values() for m, d in values.values())
     high = max(m + d for values in summary.values() for m, d in values.values())
     margin = max(high - low, 1.0)
@@ -127,7 +130,7 @@ def draw_against(quantity: str, path: Path, title: str, lines: list[dict[str, An
 
 def label_of(mix: str) -> str:
     """What a mix is called in a legend."""
-    return "without i-Mix" if mix == "none" else f"i-Mix ({mix})"
+    return {"none": "without i-Mix", "untrained": "untrained network"}.get(mix, f"i-Mix ({mix})")
 
 
 def save_figure(figure: Figure, path: Path) -> None:

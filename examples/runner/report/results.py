@@ -15,7 +15,8 @@ import torch
 import imix_aug
 from runner.pace import Pace
 from runner.report.board import Board
-from runner.report.plots import COLOURS, draw_comparison, draw_curves
+from runner.report.conclusion import conclude
+from runner.report.plots import COLOURS, CONTROLS, draw_comparison, draw_curves
 from runner.settings import Settings
 from runner.state.checkpoint import naming, read_checkpoint, refuse_differences
 from runner.state.experiment import Experiment
@@ -26,21 +27,29 @@ METRICS = {"probe_accuracy": "linear probe", "knn_accuracy": "kNN"}
 
 
 class Results:
-    """The runs in a folder, those of earlier commands too; written anew after each, so that none is ever lost."""
+    """The runs in a folder, those of earlier commands too; written anew after each, so that none is ever lost.
 
-    def __init__(self, settings: Settings, data_name: str) -> None:
-        self.settings, self.title = settings, f"{data_name}, {settings.method}"
+    Beside the runs stand the controls: what the same probe finds in the raw input, and in the untrained network.
+    """
+
+    def __init__(self, settings: Settings, data_name: str, raw_name: str) -> None:
+        self.settings, self.title, self.raw_name = settings, f"{data_name}, {settings.method}", raw_name
         self.path = settings.out / "results.json"
-        self.runs: list[dict[str, Any]] = self._earlier() if settings.resume else []
-
-    def _earlier(self) -> list[dict[str, Any]]:
-        if not self.path.exists():
-            return []
-        runs = read_results(self.path)
-        for run in runs:
-            experiment = Experiment(self.settings, run["mix"], run["seed"])
+        self.runs: list[dict[str, Any]] = []
+        self.controls: list[dict[str, Any]] = []
+        if settings.resume and self.path.exists():
+            self.runs, self.controls = read_results(self.path)
+        for run in self.runs:
+            experiment = Experiment(settings, run["mix"], run["seed"])
             refuse_differences(self.path, run["config"], experiment.configuration)
-        return runs
+
+    def has_control(self, name: str, seed: int) -> bool:
+        """Whether an earlier command has judged it."""
+        return any((control["control"], control["seed"]) == (name, seed) for control in self.controls)
+
+    def add_control(self, name: str, seed: int, metrics: dict[str, float]) -> None:
+        """Note what there is before any training."""
+        self.controls.append({"control": name, "seed": seed, "metrics": metrics})
 
     def add(self, experiment: Experiment, metrics: dict[str, float], pace: Pace) -> None:
         """Note one finished run."""
@@ -63,19 +72,33 @@ class Results:
             }
         )
         self.runs.sort(key=lambda run: (list(COLOURS).index(run["mix"]), run["seed"]))
-        write_text(self.path, json.dumps({"runs": self.runs}, indent=2) + "\n")
+        write_text(
+            self.path,
+            json.dumps({"runs": self.runs, "controls": self.controls, "conclusion": self.conclusion()}, indent=2)
+            + "\n",
+        )
 
     def finish(self) -> None:
-        """Print the table and draw the bars."""
+        """Print the table and what it shows, and draw the bars."""
+        summary, seeds = summarize([*self.controls, *self.runs]), Counter(map(name_of, [*self.controls, *self.runs]))
         print(f"\n{self.title}: accuracy in percent\n")
-        print(format_table(summarize(self.runs), Counter(run["mix"] for run in self.runs)))
+        print(format_table(summary, seeds, {"raw": f"raw {self.raw_name}"}))
+        if conclusion := self.conclusion():
+            print(f"\n{conclusion}")
         bars, curves = self.settings.out / "comparison.png", self.settings.out / "curves.png"
-        draw_comparison(bars, self.title, summarize(self.runs))
+        draw_comparison(bars, self.title, summary, {"raw": f"raw {self.raw_name}"})
         draw_curves(curves, self.title, self._losses())
         board = Board(self.settings.out, on=self.settings.tensorboard)
         board.picture(bars)
         board.picture(curves)
         print(f"\n{self.path}, {bars}, {curves}")
+
+    def conclusion(self) -> str:
+        """What the runs show, in one sentence."""
+        found: dict[str, dict[int, float]] = {}
+        for one in (*self.controls, *self.runs):
+            found.setdefault(name_of(one), {})[one["seed"]] = 100 * one["metrics"]["probe_accuracy"]
+        return conclude(found, self.raw_name)
 
     def _losses(self) -> dict[str, list[list[float]]]:
         losses: dict[str, list[list[float]]] = {}
@@ -86,25 +109,33 @@ class Results:
         return losses
 
 
-def read_results(path: Path) -> list[dict[str, Any]]:
-    """Read the runs of a ``results.json``, and refuse one that is damaged."""
+def read_results(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Read the runs and the controls of a ``results.json``, and refuse one that is damaged."""
     with naming(path):
-        runs = json.loads(path.read_bytes())["runs"]
+        found = json.loads(path.read_bytes())
+        runs, controls = found["runs"], found.get("controls", [])
+        for kind, known, several in (("mix", COLOURS, runs), ("control", CONTROLS, controls)):
+            for one in several:
+                if one[kind] not in known:
+                    raise ValueError(f"{kind} is {one[kind]!r}")
+                number("seed", one["seed"], whole=True)
+                for metric in METRICS:
+                    number(metric, one["metrics"][metric], most=1)
         for run in runs:
-            if run["mix"] not in COLOURS:
-                raise ValueError(f"mix is {run['mix']!r}")
             check_form("config", run["config"], {})
-            number("seed", run["seed"], whole=True)
-            for metric in METRICS:
-                number(metric, run["metrics"][metric], most=1)
-    return runs
+    return runs, controls
+
+
+def name_of(one: Mapping[str, Any]) -> str:
+    """The row that a run or a control belongs to."""
+    return one.get("control") or one["mix"]
 
 
 def summarize(runs: list[dict[str, Any]]) -> dict[str, dict[str, tuple[float, float]]]:
-    """Mean and standard deviation in percent of every metric, for every mix."""
+    """Mean and standard deviation in percent of every metric, for every control and mix."""
     summary: dict[str, dict[str, tuple[float, float]]] = {}
-    for mix in dict.fromkeys(run["mix"] for run in runs):
-        same = [run["metrics"] for run in runs if run["mix"] == mix]
+    for mix in dict.fromkeys(map(name_of, runs)):
+        same = [run["metrics"] for run in runs if name_of(run) == mix]
         summary[mix] = {}
         for metric in METRICS:
             values = [100 * metrics[metric] for metrics in same]
@@ -112,14 +143,18 @@ def summarize(runs: list[dict[str, Any]]) -> dict[str, dict[str, tuple[float, fl
     return summary
 
 
-def format_table(summary: dict[str, dict[str, tuple[float, float]]], seeds: Mapping[str, int]) -> str:
-    """A table to read: one row a mix, each metric with its gain over ``none``."""
+def format_table(
+    summary: dict[str, dict[str, tuple[float, float]]], seeds: Mapping[str, int], names: Mapping[str, str]
+) -> str:
+    """A table to read: one row per control and mix, each metric with the gain of a mix over ``none``."""
     rows = [["mix", "seeds", *(cell for name in METRICS.values() for cell in (name, "gain"))]]
     for mix, metrics in summary.items():
-        row = [mix, str(seeds[mix])]
+        row = [names.get(mix, mix), str(seeds[mix])]
         for metric in METRICS:
             average, deviation = metrics[metric]
-            gain = average - summary["none"][metric][0] if "none" in summary and mix != "none" else None
+            gain = (
+                average - summary["none"][metric][0] if "none" in summary and mix not in ("none", *CONTROLS) else None
+            )
             deviations = f" +- {deviation:.2f}" if seeds[mix] > 1 else ""
             row += [f"{average:.2f}{deviations}", "" if gain is None else f"{gain:+.2f}"]
         rows.append(row)
