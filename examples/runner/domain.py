@@ -33,6 +33,7 @@ class Domain(Protocol):
     description: str
     data_help: str
     named: tuple[str, ...]  # the data sets that have a name
+    augmentations: tuple[str, ...]
     settings: type[Settings]
 
     def add_options(self, parser: argparse.ArgumentParser) -> None:

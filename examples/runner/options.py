@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ from runner.methods import METHODS
 MIXES = ("none", "mixup", "cutmix")
 
 
-def build_parser(domain: str, *, description: str, data_help: str) -> argparse.ArgumentParser:
+def build_parser(
+    domain: str, *, description: str, data_help: str, augmentations: Sequence[str]
+) -> argparse.ArgumentParser:
     """The options every domain has; a domain adds its own to them."""
     parser = argparse.ArgumentParser(prog=f"{domain}.py", description=description)
     option = parser.add_argument
@@ -29,7 +31,10 @@ def build_parser(domain: str, *, description: str, data_help: str) -> argparse.A
     )
     option("--alpha", type=_positive, help="lambda is drawn from Beta(alpha, alpha)")
     option(
-        "--augment", default="default", choices=("none", "default"), help="the domain's augmentation, or none at all"
+        "--augment",
+        default="default",
+        choices=augmentations,
+        help="the domain's augmentation, another of its own, or none at all",
     )
     option("--epochs", type=whole(1))
     option("--batch-size", type=whole(2), metavar="B")
@@ -44,11 +49,11 @@ def build_parser(domain: str, *, description: str, data_help: str) -> argparse.A
     option("--bn", choices=("sync", "shuffle", "local"), help="batch statistics of several processes (default: local)")
     option(
         "--data-fraction",
-        type=_share,
+        type=share,
         metavar="P",
         help="pretrain on this share of each class; the probe sees all rows",
     )
-    option("--class-fraction", type=_share, metavar="P", help="pretrain on the first classes alone; the probe sees all")
+    option("--class-fraction", type=share, metavar="P", help="pretrain on the first classes alone; the probe sees all")
     option(
         "--milestones",
         nargs="+",
@@ -109,8 +114,9 @@ def refuse_unused(given: Mapping[str, Any], named: tuple[str, ...]) -> None:
         "alpha": unmixed and "--mix none draws no lambda",
         "prediction_bn": method not in ("byol", "simsiam") and f"{method} has no predictor",
         "mix_at": unmixed and "--mix none mixes nowhere",
-        "dropout": given["augment"] == "none" and "--augment none drops nothing",
-        "dropout_columns": given["augment"] == "none" and "--augment none drops nothing",
+        "dropout": given["augment"] != "default" and f"--augment {given['augment']} drops nothing",
+        "dropout_columns": given["augment"] != "default" and f"--augment {given['augment']} drops nothing",
+        "corruption": given["augment"] != "scarf" and f"--augment {given['augment']} corrupts nothing",
         "drop": given["data"] in named and f"{given['data']} has only columns to train on",
         "label": given["data"] in named and f"{given['data']} brings its own",
         "image_size": given["data"] in named and f"{given['data']} has its own",
@@ -133,14 +139,15 @@ def whole(least: int):
     return parse
 
 
-def _share(text: str) -> float:
+def share(text: str) -> float:
+    """Parse an option that is a share, above 0 and no more than 1."""
     value = float(text)
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not a share between 0 and 1")
     return value
 
 
-_share.__name__ = "share"
+share.__name__ = "share"
 
 
 def _positive(text: str) -> float:

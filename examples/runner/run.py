@@ -36,7 +36,9 @@ def run(domain: Domain, argv: Sequence[str] | None = None) -> None:
 
 def parse(domain: Domain, argv: Sequence[str] | None = None) -> dict[str, Any]:
     """What the command line says, None where it leaves the choice to the recipe."""
-    parser = build_parser(domain.name, description=domain.description, data_help=domain.data_help)
+    parser = build_parser(
+        domain.name, description=domain.description, data_help=domain.data_help, augmentations=domain.augmentations
+    )
     domain.add_options(parser)
     return vars(parser.parse_args(argv))
 

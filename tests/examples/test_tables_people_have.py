@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import tabular
 import torch
+from runner.augment.tabular import scarf_corruption
 from runner.data.split import split_rows
 from runner.data.tabular import load_tabular
 from runner.errors import Refused
@@ -241,3 +242,25 @@ def test_joining_refuses_what_it_would_overwrite(tmp_path, runs, plants):
         embed.main([checkpoint, "--out", str(tmp_path / "f.parquet"), "--with-input", "--device", "cpu"])
     with pytest.raises(SystemExit):
         embed.main([checkpoint, "--out", str(tmp_path / "f.npz"), "--with-input", "--device", "cpu"])
+
+
+def test_scarf_replaces_whole_columns_by_those_of_other_rows(load, plants):
+    plants.loc[3, "soil"] = None
+    data = load(plants.assign(width=range(80), depth=range(80)))
+    assert data.parts == (1, 4, 1, 1)  # soil: three categories, and whether it is missing
+    x = torch.arange(200.0)[:, None] * 10 + torch.arange(7.0)  # the column is the last digit, the row the others
+    changed = scarf_corruption(0.6, data.parts)(x, torch.Generator().manual_seed(0))
+    assert torch.equal(changed % 10, x % 10)
+    row = (changed // 10).long()
+    assert torch.equal(row[:, 1:5], row[:, 1:2].expand(-1, 4))
+    replaced = (row != torch.arange(200)[:, None])[:, [0, 1, 5, 6]].sum(1)
+    assert replaced.max() == 2  # of four columns, 0.6 round down to two
+    assert (replaced == 2).float().mean() > 0.95  # a row may be its own donor
+    assert len(row[:, 0].unique()) > 80
+
+
+def test_scarf_from_the_command_line(runs, refusal):
+    (run,) = runs(tabular, *SHORT, "--augment", "scarf", "--corruption", 0.3)
+    assert (run["config"]["augment"], run["config"]["corruption"]) == ("scarf", 0.3)
+    assert "--dropout 0.1: --augment scarf drops nothing" in refusal(tabular, "--augment", "scarf", "--dropout", 0.1)
+    assert "--corruption 0.1: --augment default" in refusal(tabular, "--corruption", 0.1)

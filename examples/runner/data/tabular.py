@@ -36,6 +36,7 @@ class Table(Dataset):
     """Rows of numbers, and where they come from."""
 
     rows: np.ndarray | None = None  # the place of each row in the file, those to train on first; None: in order
+    parts: tuple[int, ...] = ()  # how many columns each column of the file has become; empty: one
     raw: pd.DataFrame | None = None  # the columns as they are in the file, less the label, in its order
 
     def places(self) -> np.ndarray:
@@ -97,7 +98,8 @@ def _covtype(x: np.ndarray, y: np.ndarray) -> Table:
         raise Refused(f"covtype: labels run from {y.min():g} to {y.max():g}; wanted 1 to 7 in the last column")
     x = x[:test].astype(np.float32)
     x[:, :10] = _standardize(x[:, :10], train)
-    return _split("covtype", x, classes[:test], train, COVTYPE_CLASSES, groups=(10, 4, 40))
+    data = _split("covtype", x, classes[:test], train, COVTYPE_CLASSES, groups=(10, 4, 40))
+    return replace(data, parts=(*[1] * 10, 4, 40))
 
 
 def _higgs(x: np.ndarray, y: np.ndarray) -> Table:
@@ -133,7 +135,7 @@ def _own_table(path: Path, label: str, drop: Sequence[str]) -> Table:
     rows, x = np.concatenate([train, test]), np.column_stack(encoded.columns)
     names = [str(c) for c in classes]
     data = _split(path.stem, x[rows], y[rows], len(train), names, notes=[*notes, *encoded.notes()])
-    return replace(data, rows=rows, raw=frame)
+    return replace(data, rows=rows, raw=frame, parts=tuple(encoded.parts))
 
 
 def _stratified(name: str, x: np.ndarray, y: np.ndarray, classes: list[str]) -> Table:

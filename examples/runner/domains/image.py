@@ -41,6 +41,7 @@ class Images:
     description = "Contrastive pretraining on images, with and without i-Mix."
     data_help = "digits, cifar10, cifar100, or a folder with CLASS/IMAGE, or train/CLASS/IMAGE and test/CLASS/IMAGE"
     named = NAMED
+    augmentations = ("none", "default")
     settings = ImageSettings
 
     def add_options(self, parser: argparse.ArgumentParser) -> None:

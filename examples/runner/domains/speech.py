@@ -38,6 +38,7 @@ class Speech:
     description = "Contrastive pretraining on spoken words, with and without i-Mix."
     data_help = "digits, speechcommands, a folder with WORD/CLIP (WAV, FLAC, OGG, MP3), or a .tar.gz of one"
     named = NAMED
+    augmentations = ("none", "default")
     settings = SpeechSettings
 
     def add_options(self, parser: argparse.ArgumentParser) -> None:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from runner.augment.tabular import input_dropout
-from runner.data.dataset import Dataset
-from runner.data.tabular import NAMED, load_tabular
+from runner.augment.tabular import input_dropout, scarf_corruption
+from runner.data.tabular import NAMED, Table, load_tabular
 from runner.domain import Task
 from runner.encoders import TabularMLP
+from runner.options import share
 from runner.settings import Settings
 
 # The paper's temperature, 0.1, for every table: none was chosen by looking at test rows.
@@ -33,6 +33,7 @@ class TabularSettings(Settings):
     label: str | None
     drop: tuple[str, ...] | None
     dropout: float
+    corruption: float
     dropout_columns: int | None
 
 
@@ -43,6 +44,7 @@ class Tabular:
     description = "Contrastive pretraining on a table, with and without i-Mix."
     data_help = "digits, covtype, higgs, UCI's file of either, or any CSV or Parquet file with --label"
     named = NAMED
+    augmentations = ("none", "default", "scarf")
     settings = TabularSettings
 
     def add_options(self, parser: argparse.ArgumentParser) -> None:
@@ -50,25 +52,39 @@ class Tabular:
         option("--label", metavar="COLUMN", help="the column that holds the class, for a file of your own")
         option("--drop", nargs="+", metavar="COLUMN", help="leave these columns of a file of your own out")
         option("--dropout", type=float, metavar="P", help="input dropout of the default augmentation (default: 0.2)")
+        option(
+            "--corruption", type=share, metavar="P", help="of the columns that --augment scarf replaces (default: 0.6)"
+        )
         option("--dropout-columns", type=int, metavar="K", help="drop inputs in the first K columns alone")
 
-    def load(self, given: Mapping[str, Any]) -> Dataset:
+    def load(self, given: Mapping[str, Any]) -> Table:
         return load_tabular(given["data"], label=given["label"], drop=given["drop"] or (), root=given["data_root"])
 
     def recipe(self, data_name: str, device: torch.device) -> dict[str, Any]:
-        return {"width": 4, "dropout": 0.2, "temperature": 0.1, **RECIPES.get(data_name, RECIPES["other"])}
+        return {
+            "width": 4,
+            "dropout": 0.2,
+            "corruption": 0.6,
+            "temperature": 0.1,
+            **RECIPES.get(data_name, RECIPES["other"]),
+        }
 
-    def task(self, settings: TabularSettings, data: Dataset) -> Task:
+    def task(self, settings: TabularSettings, data: Table) -> Task:
         return Task(
             data,
             to_input=nn.Identity(),
             build_encoder=lambda: TabularMLP(data.groups, settings.width),
-            augmented=input_dropout(
-                settings.dropout if settings.augment == "default" else 0.0, settings.dropout_columns
-            ),
+            augmented=build_augmentation(settings, data),
             raw_name="columns",
             pictures=False,
         )
+
+
+def build_augmentation(settings: TabularSettings, data: Table) -> Callable[..., Tensor]:
+    """What makes two views of a row: nothing, input dropout, or SCARF's corruption."""
+    if settings.augment == "scarf":
+        return scarf_corruption(settings.corruption, data.parts or (1,) * data.train_x.shape[1])
+    return input_dropout(settings.dropout if settings.augment == "default" else 0.0, settings.dropout_columns)
 
 
 TABULAR = Tabular()
