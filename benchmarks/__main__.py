@@ -10,7 +10,15 @@ from benchmarks import measure, report
 from benchmarks.timing import describe
 
 SUBCOMMANDS = ("loss", "simclr", "memory", "mix", "step", "growth")
-PEERS = ("formula compiled", "Inf-CL", "cut-cross-entropy", "Liger", "lightly", "pytorch-metric-learning")
+PEERS = (
+    "formula compiled",
+    "torch chunked",
+    "Inf-CL",
+    "cut-cross-entropy",
+    "Liger",
+    "lightly",
+    "pytorch-metric-learning",
+)
 
 DEFAULTS = {
     "cpu": {

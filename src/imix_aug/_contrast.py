@@ -69,6 +69,8 @@ class Contrast:
         dtype = product_dtype(self.autocast, query, key, *others)
         query, key = rows(query, self.normalize) / self.temperature, rows(key, self.normalize)
         negatives = None if self.negatives is None else rows(self.negatives, self.normalize)
+        if classes is not None:
+            key = _rounded(key, dtype)  # The mean over a class is to see the same rows as the products.
         keys = choose_keys(key, self.gather_distributed, self.process_group)
         weights_known = weight is None or not (torch.is_grad_enabled() and weight.requires_grad)
         summed = self.reduction != "none" and weights_known
@@ -83,7 +85,7 @@ class Contrast:
             weight=weight if summed else None,
         )
         if classes is not None:
-            rest_of_label = positives.mean(keys.class_means(classes) - _rounded(key, dtype))
+            rest_of_label = positives.mean(keys.class_means(classes) - key)
             agreement = (_rounded(query, dtype) * rest_of_label).sum(dim=1)
             if summed:
                 agreement = (agreement if weight is None else agreement * weight).sum()

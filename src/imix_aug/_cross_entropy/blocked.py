@@ -164,6 +164,7 @@ class _Tiles:
 
     def __init__(self, query: Tensor, key: Tensor, negatives: Tensor | None, left_out: LeftOut) -> None:
         self.query, self.key = query, key
+        self.sums = torch.promote_types(query.dtype, torch.float32)
         self.more = negatives if negatives is not None and len(negatives) else None
         self.left_out = left_out
         self.step = rows_per_tile(query.shape[0], key.shape[0])
@@ -175,8 +176,8 @@ class _Tiles:
         return [slice(start, min(start + self.step, n)) for start in range(0, n, self.step)]
 
     def logits(self, part: slice, key: Tensor) -> Tensor:
-        """Return a tile in base 2."""
-        return times_transposed(self.query[part], key, LOG2_E)
+        """Return a tile in base 2, in float32 at least: the CPU rounds a product of half precision to it."""
+        return times_transposed(self.query[part].to(self.sums), key.to(self.sums), LOG2_E)
 
     def keys(self, part: slice, positives: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Return a tile's powers relative to its rows' peaks, zero at positives; the peaks; the positives' logits."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
+
+from imix_aug._values import readable
 
 if TYPE_CHECKING:
     from imix_aug._labels import VirtualLabels
@@ -24,22 +27,21 @@ class Positives(NamedTuple):
 
     @classmethod
     def of(cls, labels: VirtualLabels, dtype: torch.dtype) -> Positives:
-        """Return the columns of virtual labels: a row's own and its partner's, if both have a share."""
+        """Return the columns of virtual labels: a row's own and its partner's, if that has a share."""
         lam, partner = labels.lam.to(torch.promote_types(dtype, torch.float32)), labels.partner
-        own = torch.arange(partner.shape[0], device=partner.device)
-        first, alone = own, partner == own
+        own = _row_numbers(partner)
+        alone = partner == own
         if not lam.requires_grad:  # Else a share of zero has a gradient all the same.
-            first = torch.where(lam == 0, partner, own)
-            alone = alone | (lam == 0) | (lam == 1)
-        lam = torch.where(alone, 1, lam)
-        columns = torch.stack([first, torch.where(alone, first, partner)], 1)
-        return cls(columns, torch.stack([lam, 1 - lam], 1))
+            alone = alone.logical_or_(lam == 1)
+        share = torch.where(alone, 0, 1 - lam)
+        columns = torch.stack((own, torch.where(alone, own, partner)), 1)
+        return cls(columns, torch.stack((1 - share, share), 1))
 
     @classmethod
     def of_keys(cls, labels: VirtualLabels, dtype: torch.dtype) -> Positives:
         """Return for each key the queries that hold a share of it, in proportion to these shares."""
         lam, partner = labels
-        own = torch.arange(partner.shape[0], device=partner.device)
+        own = _row_numbers(partner)
         holder = torch.empty_like(partner).scatter(0, partner, own)
         held_by_own, held_by_other = lam, 1 - lam[holder]
         whole = held_by_own + held_by_other
@@ -88,3 +90,13 @@ class LeftOut(NamedTuple):
 
 
 NOTHING = LeftOut()
+
+
+def _row_numbers(like: Tensor) -> Tensor:
+    return _arange(like.shape[0]) if readable(like) else torch.arange(like.shape[0], device=like.device)
+
+
+@functools.lru_cache(maxsize=16)
+def _arange(n: int) -> Tensor:
+    """Count the rows once for each batch size; nobody writes to it."""
+    return torch.arange(n, device="cpu")
