@@ -14,6 +14,7 @@ Losses
     ``NegativeQueue``
 """
 
+from imix_aug._backend import use_backend
 from imix_aug._imix_loss import IMixLoss
 from imix_aug._labels import VirtualLabels
 from imix_aug._losses import imix_byol_loss, imix_clip_loss, imix_nce_loss, imix_ntxent_loss, imix_supcon_loss
@@ -33,6 +34,7 @@ __all__ = [
     "imix_nce_loss",
     "imix_ntxent_loss",
     "imix_supcon_loss",
+    "use_backend",
 ]
 
 # Pickles name a class by its module, and must outlive the private one.

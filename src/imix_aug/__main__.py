@@ -1,13 +1,12 @@
 """Versions, devices and the backend of each, for bug reports: ``python -m imix_aug``."""
 
 import importlib.metadata
-import importlib.util
 import platform
 
 import torch
 
 import imix_aug
-from imix_aug._cross_entropy import sweeps
+from imix_aug._backend import VARIABLE, chosen, why_not_triton
 
 _PACKAGES = ("torch", "triton", "numpy", "typing_extensions")
 
@@ -28,16 +27,10 @@ def name(device: torch.device) -> str:
 
 def backend(device: torch.device) -> str:
     """Return the implementation that rows on this device get, and why."""
-    chosen = sweeps.implementation(device).__name__.rpartition(".")[2]
-    if chosen == "triton":
-        why = "Triton is installed and the card has the matrix units that the kernels are made for"
-    elif device.type != "cuda":
-        why = "plain torch, block by block; there are kernels for CUDA alone"
-    elif importlib.util.find_spec("triton") is None:
-        why = "Triton is not installed; plain torch, block by block"
-    else:
-        why = "the kernels want compute capability 8.0 or more; plain torch, block by block"
-    return f"{chosen} ({why})"
+    why_not = why_not_triton(device)
+    if why_not is None:
+        return "triton (Triton is installed and the card has the matrix units that the kernels are made for)"
+    return f"torch, block by block ({why_not})"
 
 
 def report() -> str:
@@ -49,6 +42,7 @@ def report() -> str:
         except importlib.metadata.PackageNotFoundError:
             lines.append(f"{package} not installed")
     lines.append(f"CUDA {torch.version.cuda or 'not built in'}, distributed {torch.distributed.is_available()}")
+    lines.append(f"backend asked for: {chosen()} ({VARIABLE})")
     for device in devices():
         lines += [f"{device}: {name(device)}", f"  backend: {backend(device)}"]
     return "\n".join(lines)

@@ -2,38 +2,45 @@
 
 from __future__ import annotations
 
-from types import ModuleType
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from imix_aug._backend import runs_triton
+from imix_aug._backend import with_kernels
 from imix_aug._cross_entropy import blocked
 from imix_aug._cross_entropy.columns import LeftOut
 from imix_aug._cross_entropy.positives import add_key_grad
-
-
-def implementation(device: torch.device) -> ModuleType:
-    """Return the module whose sweeps run on the device."""
-    if not runs_triton(device):
-        return blocked
-    from imix_aug._cross_entropy import triton
-
-    return triton
 
 
 def sweep_keys(
     query: Tensor, key: Tensor, negatives: Tensor | None, left_out: LeftOut, wants_mean: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Return each row's log-sum-exp over all columns that it does not leave out, and its softmax-weighted mean key."""
-    lse, mean = implementation(query.device).sweep_keys(query, key, negatives, left_out, wants_mean)
+    arguments = (query, key, negatives, left_out, wants_mean)
+    lse, mean = with_kernels(
+        query.device,
+        lambda: _kernels().sweep_keys(*arguments),
+        lambda: blocked.sweep_keys(*arguments),
+    )
     return lse, mean
 
 
 def sweep_queries(query: Tensor, key: Tensor, left_out: LeftOut, level: Tensor, weight: Tensor) -> Tensor:
     """Return ``sum_i weight_i exp(s_ij - level_i) query_i`` for each key j, over the rows that do not leave it out."""
-    grad: Tensor = implementation(query.device).sweep_queries(query, key, left_out, level, weight)
+    arguments = (query, key, left_out, level, weight)
+    grad: Tensor = with_kernels(
+        query.device,
+        lambda: _kernels().sweep_queries(*arguments),
+        lambda: blocked.sweep_queries(*arguments),
+    )
     return grad
+
+
+def _kernels() -> Any:
+    """Import the kernels where they are wanted: they need Triton."""
+    from imix_aug._cross_entropy import triton
+
+    return triton
 
 
 def key_gradient(

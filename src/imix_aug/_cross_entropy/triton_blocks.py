@@ -156,7 +156,7 @@ def _launch_tiles(
         0 if softmax is None else softmax.stride(0), 0 if sums is None else sums.stride(0),
         ROWS=rows, COLUMNS=columns, DEPTH=depth, PART_DEPTH=d % depth != 0,
         EXCLUDED=0 if excluded is None else excluded.shape[1],
-        num_warps=warps, num_stages=stages,
+        num_warps=warps, num_stages=stages, enable_fp_fusion=True,
     )  # fmt: skip
 
 
@@ -175,7 +175,7 @@ def _softmax(
         logits, excluded, lse, weight, logits.shape[1], first, logits.stride(0),
         BLOCK=min(4096, max(16, triton.next_power_of_2(logits.shape[1]))),
         EXCLUDED=0 if excluded is None else excluded.shape[1],
-        KNOWN=known, STORE=store, num_warps=8,
+        KNOWN=known, STORE=store, num_warps=8, enable_fp_fusion=True,
     )  # fmt: skip
 
 

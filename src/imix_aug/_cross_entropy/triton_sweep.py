@@ -66,7 +66,7 @@ def row_logsumexp(
         if splits > 1:
             _merge[n,](
                 partial_lse, partial_grad, lse, grad, n, d, splits,
-                SPLITS=triton.next_power_of_2(splits), WIDTH=width, num_warps=4,
+                SPLITS=triton.next_power_of_2(splits), WIDTH=width, num_warps=4, enable_fp_fusion=True,
             )  # fmt: skip
 
     with on_device(query):

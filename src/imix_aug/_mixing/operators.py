@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imix_aug._backend import runs_triton
+from imix_aug._backend import with_kernels
 from imix_aug._values import transformed
 
 # A block of rows and their partners, in float32, stay in a core's own cache until they are mixed.
@@ -64,12 +64,16 @@ def _blend(x: Tensor, partner: Tensor, own: Tensor, other: Tensor) -> Tensor:
     """Return ``own_i x_i + other_i x_partner(i)``."""
     x = _dense(x)
     result = torch.empty_like(x)
-    if runs_triton(x.device):
+
+    def kernels() -> None:
         from imix_aug._mixing import triton as mix_triton
 
         mix_triton.blend(x, partner, own, other, result)
-        return result
-    _blend_blocks(flat_rows(x), partner, own[:, None], other[:, None], flat_rows(result))
+
+    def plain() -> None:
+        _blend_blocks(flat_rows(x), partner, own[:, None], other[:, None], flat_rows(result))
+
+    with_kernels(x.device, kernels, plain)
     return result
 
 
@@ -103,12 +107,20 @@ def _(x: Tensor, partner: Tensor, own: Tensor, other: Tensor) -> Tensor:
 def _paste(x: Tensor, partner: Tensor, taken: Tensor, given: Tensor | None, dims: Sequence[int]) -> Tensor:
     """Return x with zeros inside the boxes ``taken`` plus its partner inside ``given``, by default the same boxes."""
     x = _dense(x)
-    if runs_triton(x.device) and len(dims) <= 2:
+    if len(dims) > 2:
+        return _paste_plainly(x, partner, taken, given, dims)
+
+    def kernels() -> Tensor:
         from imix_aug._mixing import triton as mix_triton
 
         result = torch.empty_like(x)
         mix_triton.paste(x, partner, taken, given, result, dims)
         return result
+
+    return with_kernels(x.device, kernels, lambda: _paste_plainly(x, partner, taken, given, dims))
+
+
+def _paste_plainly(x: Tensor, partner: Tensor, taken: Tensor, given: Tensor | None, dims: Sequence[int]) -> Tensor:
     if x.device.type == "cpu" and taken.shape[0] == 1:
         box = [slice(None)] * x.dim()
         for dim, (start, stop) in zip(dims, taken[0].tolist(), strict=True):

@@ -31,7 +31,8 @@ def blend(x: Tensor, partner: Tensor, own: Tensor, other: Tensor, result: Tensor
     with on_device(x):
         _blend_block[triton.cdiv(rows, down) * triton.cdiv(elements, across),](
             x, partner.contiguous(), own.contiguous(), other.contiguous(), result, rows, elements,
-            ROWS=down, COLUMNS=across, WEIGHTS=own.shape[0] > 1, DOUBLE=x.dtype == torch.float64, num_warps=4,
+            ROWS=down, COLUMNS=across, WEIGHTS=own.shape[0] > 1, DOUBLE=x.dtype == torch.float64,
+            num_warps=4, enable_fp_fusion=True,
         )  # fmt: skip
 
 
@@ -62,7 +63,8 @@ def paste(x: Tensor, partner: Tensor, taken: Tensor, given: Tensor | None, resul
         _paste_block[triton.cdiv(lines, down) * triton.cdiv(line, across),](
             x, partner.contiguous(), taken.contiguous(), None if given is None else given.contiguous(), result,
             lines, lines // x.shape[0], height, between, line,
-            LINES=down, COLUMNS=across, INNER=inner, AXES=taken.shape[1], BOXES=taken.shape[0] > 1, num_warps=4,
+            LINES=down, COLUMNS=across, INNER=inner, AXES=taken.shape[1], BOXES=taken.shape[0] > 1,
+            num_warps=4, enable_fp_fusion=True,
         )  # fmt: skip
 
 
