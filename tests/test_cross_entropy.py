@@ -26,6 +26,7 @@ def one_thread():
 
 def tiny_tiles(patch):
     """Shrink the tiles until few rows fill many of them, none of them whole."""
+    patch.setattr(plain, "SMALL_BATCH", 0)
     patch.setattr(blocked, "MAX_ROWS", 5)
     patch.setattr(blocked, "MIN_ROWS", 2)
     patch.setattr(blocked, "KEY_TILE", 35)
