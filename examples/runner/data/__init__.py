@@ -1,0 +1,1 @@
+"""Loaders: a name or a path becomes a ``Dataset``."""
