@@ -1,4 +1,5 @@
 import functools
+import warnings
 
 import oracle
 import pytest
@@ -556,3 +557,41 @@ def test_ids_hard_negatives_and_weights_are_the_dense_formula(loss, n, reduction
     grads = (torch.autograd.grad(each.sum(), leaves, allow_unused=True) for each in (actual, expected))
     for grad, right in zip(*grads, strict=True):
         torch.testing.assert_close(grad, torch.zeros_like(grad) if right is None else right, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("loss", CONTRASTIVE)
+def test_transforms_of_torch_func(loss):
+    q, k = torch.randn(5, 4, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)
+    labels = VirtualLabels(torch.rand(5, dtype=torch.float64) / 2 + 0.5, torch.randperm(5))
+
+    def value(q):
+        return CONTRASTIVE[loss](q, k, labels)
+
+    leaf = q.clone().requires_grad_()
+    torch.testing.assert_close(torch.func.grad(value)(q), torch.autograd.grad(value(leaf), leaf)[0])
+    stacked = torch.stack([q, 2 * q, -q])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch says that it runs one after the other
+        torch.testing.assert_close(torch.func.vmap(value)(stacked), torch.stack([value(each) for each in stacked]))
+    with pytest.raises(RuntimeError, match="no forward-mode derivative"):
+        torch.func.jvp(value, (q,), (q,))
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.func.grad(lambda q: torch.func.grad(value)(q).sum())(q)
+    rows = CONTRASTIVE[loss](leaf, k.clone().requires_grad_(), labels, reduction="none")
+    with pytest.raises(RuntimeError, match="no batch of gradients"):
+        torch.autograd.grad(rows, leaf, torch.eye(len(rows), dtype=torch.float64), is_grads_batched=True)
+
+
+@pytest.mark.parametrize("loss", CONTRASTIVE)
+def test_tensors_without_values_have_shapes(loss):
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    q, k = torch.randn(5, 4, device="meta", requires_grad=True), torch.randn(5, 4, device="meta", requires_grad=True)
+    labels = VirtualLabels.identity(5, device="meta")
+    for reduction, shape in (("mean", ()), ("none", (5,))):
+        value = CONTRASTIVE[loss](q, k, labels, reduction=reduction)
+        assert value.shape == shape
+        assert torch.autograd.grad(value.sum(), q)[0].shape == q.shape
+    real = torch.randn(5, 4), torch.randn(5, 4)
+    traced = make_fx(lambda q, k: CONTRASTIVE[loss](q, k, None))(*real)
+    torch.testing.assert_close(traced(*real), CONTRASTIVE[loss](*real, None))

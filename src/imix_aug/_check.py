@@ -12,13 +12,18 @@ from imix_aug._values import readable
 
 Reduction = Literal["mean", "sum", "none"]
 
+_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
 
 def rows(name: str, value: object, like: Tensor | None = None, like_name: str = "query") -> Tensor:
     """Accept a non-empty floating-point matrix with the width, dtype and device of ``like``."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor (N, D), got {_kind(value)}")
-    if not value.is_floating_point():
-        raise TypeError(f"{name} must be floating-point, got {value.dtype}")
+    if value.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor (N, D), got layout {value.layout}")
+    if value.dtype not in _FLOATS:
+        kind = "floating-point" if not value.is_floating_point() else "float16, bfloat16, float32 or float64"
+        raise TypeError(f"{name} must be {kind}, got {value.dtype}")
     if value.dim() != 2:
         raise ValueError(f"{name} must have shape (N, D), got {tuple(value.shape)}")
     if like is None:
@@ -153,7 +158,7 @@ def permutation(labels: VirtualLabels | None) -> None:
 
 
 def _same_memory(first: Tensor, second: Tensor) -> bool:
-    if type(first) is not Tensor or type(second) is not Tensor or torch.compiler.is_compiling():
+    if not readable(first, second):
         return False
     return first.data_ptr() == second.data_ptr() and first.stride() == second.stride()
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from imix_aug import _check
 from imix_aug._check import Reduction
 from imix_aug._cross_entropy.columns import LeftOut, Positives
-from imix_aug._embeddings import autocast_dtype, product_dtype, rows
+from imix_aug._cross_entropy.operator import autocast_dtype
+from imix_aug._embeddings import product_dtype, rows
 from imix_aug._keys.keys import choose_keys
 
 if TYPE_CHECKING:

@@ -10,15 +10,6 @@ from torch import Tensor
 from imix_aug._values import readable
 
 
-def autocast_dtype(device: str) -> torch.dtype | None:
-    """Return what autocast computes matrix products in on this kind of device; None where it is off."""
-    try:
-        enabled = torch.is_autocast_enabled(device)
-    except RuntimeError:  # torch 2.4 knows no autocast on MPS, and refuses the question
-        return None
-    return torch.get_autocast_dtype(device) if enabled else None
-
-
 def product_dtype(autocast: torch.dtype | None, *embeddings: Tensor) -> torch.dtype:
     """Return the dtype of the matrix products: autocast's where it is on, else the widest of the embeddings'."""
     widest = embeddings[0].dtype

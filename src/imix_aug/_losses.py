@@ -335,7 +335,7 @@ def imix_supcon_loss(
     """
     _check.rows("query", query)
     _check.paired_rows("key", key, query)
-    _check.integers("classes", classes, query.shape[0], query.device)
+    classes = _check.integers("classes", classes, query.shape[0], query.device)
     _check.labels(labels, query.shape[0], query.device)
     _check.keys_are_unmixed(labels, query, key)
     contrast = _contrast.checked(

@@ -18,3 +18,11 @@ def transformed() -> bool:
     if torch.compiler.is_compiling():
         return False
     return torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0
+
+
+def differentiates() -> bool:
+    """Tell whether the innermost transform of ``torch.func`` is a gradient."""
+    if torch.compiler.is_compiling():
+        return False
+    innermost = torch._C._functorch.peek_interpreter_stack()
+    return innermost is not None and innermost.key() == torch._C._functorch.TransformType.Grad

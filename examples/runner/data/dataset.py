@@ -13,7 +13,6 @@ from runner.data.memory import fits
 from runner.errors import Refused
 
 
-
 @dataclass(frozen=True)
 class Dataset:
     """Training and test rows as whole tensors, not augmented.

@@ -69,7 +69,7 @@ def read_pixels(path: Path, size: int, deep: tuple[float, float] | None) -> Tens
 
 
 def read_all(paths: Sequence[Path], size: int, deep: tuple[float, float] | None, *, on_disk: Path | None) -> Tensor:
-    """Read images into one tensor (N, 3, size, size); ``on_disk`` is a folder to keep it in, None keeps it in memory."""
+    """Read images into one tensor (N, 3, size, size), kept in the folder ``on_disk``, or in memory if that is None."""
     shape = (len(paths), 3, size, size)
     images = torch.empty(shape, dtype=torch.uint8) if on_disk is None else _tensor_on_disk(shape, on_disk)
 

@@ -31,11 +31,11 @@ from torch import Tensor
 from torch.hub import download_url_to_file
 from tqdm import tqdm
 
-from runner.inputs import SAMPLE_RATE
 from runner.data.dataset import Dataset
 from runner.data.split import split_rows
-from runner.errors import Refused
 from runner.data.spoken_digits import WORDS
+from runner.errors import Refused
+from runner.inputs import SAMPLE_RATE
 
 SPEECH_COMMANDS = "https://storage.googleapis.com/download.tensorflow.org/data/speech_commands_v0.02.tar.gz"
 SPEECH_COMMANDS_SHA256 = "af14739ee7dc311471de98f5f9d2c9191b18aedfe957f4a6ff791c709868ff58"

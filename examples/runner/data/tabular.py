@@ -127,9 +127,7 @@ def _own_table(path: Path, label: str, drop: Sequence[str]) -> Table:
         raise Refused(f"{path}: row {_first(target.isna())} has no value in the label column {label!r}")
     classes, y = np.unique(target.astype(str), return_inverse=True)
     if len(classes) > max(2, len(target) // 2):
-        raise Refused(
-            f"{path}: label column {label!r} has {len(classes)} values in {len(target)} rows; wanted classes"
-        )
+        raise Refused(f"{path}: label column {label!r} has {len(classes)} values in {len(target)} rows; wanted classes")
     train, test = split_rows(path.stem, y)
     encoded = encode_columns(frame, train, path)
     rows, x = np.concatenate([train, test]), np.column_stack(encoded.columns)

@@ -1,9 +1,10 @@
-"""Gradients that say in one line that they have no derivative of their own."""
+"""Derivatives that there are none of, refused in one line of our own."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 
 def once_differentiable(gradients: tuple[Tensor | None, ...], *computed_from: Tensor) -> tuple[Tensor | None, ...]:
@@ -13,10 +14,29 @@ def once_differentiable(gradients: tuple[Tensor | None, ...], *computed_from: Te
     return tuple(each if each is None else _Refusal.apply(each, *computed_from) for each in gradients)
 
 
+def refuse_forward_mode(*inputs: Tensor | None) -> None:
+    """Refuse inputs that carry a tangent: the loss would have none."""
+    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+        return
+    tangents = (forward_ad.unpack_dual(each).tangent for each in inputs if each is not None)  # type: ignore[no-untyped-call]
+    if any(tangent is not None for tangent in tangents):
+        raise RuntimeError("imix_aug's contrastive losses have no forward-mode derivative: use backward() or grad")
+
+
+def refuse_batched(grad: Tensor) -> None:
+    """Refuse gradients that ``is_grads_batched=True`` batches."""
+    if not torch.compiler.is_compiling() and torch._C._functorch.is_legacy_batchedtensor(grad):
+        raise RuntimeError("imix_aug's contrastive losses take no batch of gradients: leave is_grads_batched False")
+
+
 class _Refusal(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, gradient: Tensor, *computed_from: Tensor) -> Tensor:
+    def forward(gradient: Tensor, *computed_from: Tensor) -> Tensor:
         return gradient.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> None:

@@ -14,10 +14,10 @@ from torch import Tensor
 from imix_aug._backend import runs_triton
 from imix_aug._cross_entropy import blocked
 from imix_aug._cross_entropy.columns import NOTHING, LeftOut, Positives
-from imix_aug._cross_entropy.once_differentiable import once_differentiable
+from imix_aug._cross_entropy.once_differentiable import once_differentiable, refuse_batched, refuse_forward_mode
 from imix_aug._cross_entropy.positives import settle
 from imix_aug._cross_entropy.sweeps import key_gradient, sweep_keys
-from imix_aug._values import readable
+from imix_aug._values import differentiates, readable
 
 
 def soft_cross_entropy(
@@ -50,6 +50,7 @@ def soft_cross_entropy(
     Returns:
         ``(N,)``, or a 0-d tensor when ``summed``; float64 for float64 input, else float32.
     """
+    refuse_forward_mode(query, key, negatives, further)
     if query.device.type == "cpu":
         dtype = blocked.product_dtype(dtype)
     grad = torch.is_grad_enabled()
@@ -60,14 +61,28 @@ def soft_cross_entropy(
         *(dtype, summed, wants_query_grad, wants_key_grad, ring),
     )
     # One opaque operator; plain torch in eager mode does without, and saves its cost.
-    loss: Tensor = _WithoutOperator.apply(*arguments) if readable(query) else _operator(*arguments)[0]
+    if readable(query):
+        loss: Tensor = _WithoutOperator.apply(*arguments)
+    elif differentiates():
+        loss = _UnderGrad.apply(*arguments)[0]
+    else:
+        loss = _operator(*arguments)[0]
     return loss
 
 
 def without_autocast(rows: Tensor) -> AbstractContextManager[object]:
     """Keep autocast out of the products, whose dtype is chosen."""
     kind = rows.device.type
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+    return nullcontext() if autocast_dtype(kind) is None else torch.autocast(kind, enabled=False)
+
+
+def autocast_dtype(device: str) -> torch.dtype | None:
+    """Return what autocast computes matrix products in on this kind of device; None where it is off."""
+    try:
+        enabled = torch.is_autocast_enabled(device)
+    except RuntimeError:  # a kind of device that knows no autocast, as MPS in torch 2.4
+        return None
+    return torch.get_autocast_dtype(device) if enabled else None
 
 
 def _forward(
@@ -109,11 +124,8 @@ def _forward(
                 loss = loss * weight
                 query_grad = None if query_grad is None else query_grad * weight[:, None]
             loss = loss.sum()
-    absent = loss.new_empty(0)
-    return (
-        *(loss, found.logits, found.level, found.excess),
-        *(absent if query_grad is None else query_grad, absent if key_grad is None else key_grad),
-    )
+    query_grad, key_grad = (loss.new_empty(0) if each is None else each for each in (query_grad, key_grad))
+    return loss, found.logits, found.level, found.excess, query_grad, key_grad
 
 
 def _sweep_keys(
@@ -219,6 +231,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 def _gradients(ctx: Any, grad: Tensor | None, *_: object) -> tuple[Tensor | None, ...]:
     if grad is None:
         return (None,) * 16
+    refuse_batched(grad)
     query, key, negatives, logits, columns, *saved = ctx.saved_tensors
     left_out, row_ids, key_ids, negative_ids, further, weight, level, excess, query_grad, key_grad = saved
     needs_query, needs_key, needs_negatives, _, needs_shares, *_, needs_further = ctx.needs_input_grad[:10]
@@ -251,6 +264,14 @@ def _gradients(ctx: Any, grad: Tensor | None, *_: object) -> tuple[Tensor | None
 
 
 _operator.register_autograd(_gradients, setup_context=_keep)
+
+
+class _UnderGrad(torch.autograd.Function):
+    """The same under ``torch.func.grad``, which wants its context set up apart."""
+
+    forward = staticmethod(_forward)
+    setup_context = staticmethod(_keep)
+    backward = staticmethod(_gradients)
 
 
 class _WithoutOperator(torch.autograd.Function):

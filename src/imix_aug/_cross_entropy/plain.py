@@ -12,7 +12,7 @@ from torch import Tensor
 
 from imix_aug._cross_entropy import blocked
 from imix_aug._cross_entropy.columns import Positives
-from imix_aug._cross_entropy.once_differentiable import once_differentiable
+from imix_aug._cross_entropy.once_differentiable import once_differentiable, refuse_batched
 from imix_aug._cross_entropy.products import add_transposed_times, times_transposed
 from imix_aug._values import readable
 
@@ -70,6 +70,7 @@ class _NCE(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_batched(grad)
         query, key, grads, lengths = ctx.saved_tensors
         with torch.no_grad():
             query_grad, key_grad = (grads * (ctx.scale * grad / lengths)).unbind()
