@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from typing_extensions import assert_type
@@ -62,6 +63,16 @@ def losses_are_tensors(net: nn.Module, view_1: Tensor, view_2: Tensor, classes: 
     assert_type(imix_ntxent_loss(net(mixed_1), net(mixed_2), net(view_1), net(view_2), labels), Tensor)
     assert_type(imix_supcon_loss(net(x), net(view_2), classes, labels, reduction="none"), Tensor)
     assert_type(imix_byol_loss(net(x), net(view_2), None, normalize=False), Tensor)
+
+
+def numbers_are_those_of_python_and_numpy(q: Tensor, k: Tensor) -> None:
+    imix_nce_loss(q, k, temperature=np.float32(0.2))
+    imix_ntxent_loss(q, q, k, k, None, temperature=1)
+    imix_supcon_loss(q, k, torch.arange(8), temperature=np.float64(0.2))
+    IMix(alpha=(np.float32(1), 2))
+    InputMix(alpha=np.float16(1), min_weight=np.linspace(0, 1, 3)[1])
+    imix_nce_loss(q, k, temperature="0.2")  # type: ignore[arg-type]
+    IMix(alpha=torch.ones(()))  # type: ignore[arg-type]
 
 
 def square(a: Tensor, b: Tensor) -> Tensor:

@@ -40,4 +40,4 @@ __all__ = [
 # Pickles name a class by its module, and must outlive the private one.
 for _name in __all__:
     globals()[_name].__module__ = __name__
-del _name
+del _name  # pyright: ignore[reportPossiblyUnbound, reportPossiblyUnboundVariable]

@@ -269,7 +269,7 @@ def process_group(gather_distributed: object, group: Any) -> Any:
     """Accept a process group, or a one-dimensional device mesh for its group, only where it is used."""
     if not flag("gather_distributed", gather_distributed) and group is not None:
         raise ValueError(f"process_group must be None unless gather_distributed=True, got {_kind(group)}")
-    if hasattr(group, "mesh_dim_names"):
+    if group is not None and hasattr(group, "mesh_dim_names"):
         if group.ndim != 1:
             raise ValueError(f"process_group must be a group or a mesh of one dimension, got one of {group.ndim}")
         return group.get_group()
@@ -311,7 +311,7 @@ def keys(name: str, value: object) -> tuple[str | int, ...] | None:
     """Accept None, or a key of a batch or several."""
     if value is None:
         return None
-    several = tuple(value) if isinstance(value, tuple | list) else (value,)
+    several: tuple[Any, ...] = tuple(value) if isinstance(value, tuple | list) else (value,)
     if any(isinstance(each, bool) or not isinstance(each, str | int) for each in several):
         raise TypeError(f"{name} must be a key of the batch, a str or an int, or a tuple of them, got {value!r}")
     if not several:

@@ -14,6 +14,7 @@ from imix_aug._cross_entropy.columns import Positives
 from imix_aug._cross_entropy.operator import without_autocast
 from imix_aug._embeddings import rows
 from imix_aug._labels import VirtualLabels
+from imix_aug._types import Number
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -25,7 +26,7 @@ def imix_nce_loss(
     key: Tensor,
     labels: VirtualLabels | None = None,
     *,
-    temperature: float | Tensor = 0.2,
+    temperature: Number | Tensor = 0.2,
     negatives: Tensor | None = None,
     normalize: bool = True,
     reduction: Reduction = "mean",
@@ -113,7 +114,7 @@ def imix_ntxent_loss(
     key_2: Tensor | None = None,
     labels: VirtualLabels | None = None,
     *,
-    temperature: float | Tensor = 0.5,
+    temperature: Number | Tensor = 0.5,
     negatives: Tensor | None = None,
     normalize: bool = True,
     reduction: Reduction = "mean",
@@ -211,7 +212,7 @@ def imix_clip_loss(
     key: Tensor,
     labels: VirtualLabels | None = None,
     *,
-    temperature: float | Tensor = 0.07,
+    temperature: Number | Tensor = 0.07,
     normalize: bool = True,
     reduction: Reduction = "mean",
     gather_distributed: bool = False,
@@ -286,7 +287,7 @@ def imix_supcon_loss(
     classes: Tensor,
     labels: VirtualLabels | None = None,
     *,
-    temperature: float | Tensor = 0.1,
+    temperature: Number | Tensor = 0.1,
     negatives: Tensor | None = None,
     normalize: bool = True,
     reduction: Reduction = "mean",

@@ -150,6 +150,7 @@ class IMix(_Mix):
         if self.mode == "cutmix":
             sizes, axes = leaves.grid(x, flat, self.dims, chosen)
         else:
+            sizes, axes = (), []
             leaves.continuous(x, flat, chosen)
         if not self.training or self.alpha == (0.0, 0.0):
             return x, VirtualLabels.identity(n, device)

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 
@@ -17,12 +18,12 @@ def transformed() -> bool:
     """Tell whether a transform of ``torch.func`` or forward-mode differentiation is at work."""
     if torch.compiler.is_compiling():
         return False
-    return torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0
+    return _functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0
 
 
 def differentiates() -> bool:
     """Tell whether the innermost transform of ``torch.func`` is a gradient."""
     if torch.compiler.is_compiling():
         return False
-    innermost = torch._C._functorch.peek_interpreter_stack()
-    return innermost is not None and innermost.key() == torch._C._functorch.TransformType.Grad
+    innermost = _functorch.peek_interpreter_stack()
+    return innermost is not None and innermost.key() == _functorch.TransformType.Grad

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
 from torch.autograd import forward_ad
 
 
@@ -25,7 +26,7 @@ def refuse_forward_mode(*inputs: Tensor | None) -> None:
 
 def refuse_batched(grad: Tensor) -> None:
     """Refuse gradients that ``is_grads_batched=True`` batches."""
-    if not torch.compiler.is_compiling() and torch._C._functorch.is_legacy_batchedtensor(grad):
+    if not torch.compiler.is_compiling() and _functorch.is_legacy_batchedtensor(grad):
         raise RuntimeError("imix_aug's contrastive losses take no batch of gradients: leave is_grads_batched False")
 
 

@@ -228,7 +228,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.dtype, ctx.summed, ctx.ring = dtype, summed, ring
 
 
-def _gradients(ctx: Any, grad: Tensor | None, *_: object) -> tuple[Tensor | None, ...]:
+def _gradients(ctx: Any, grad: Tensor | None, *_none: object) -> tuple[Tensor | None, ...]:
     if grad is None:
         return (None,) * 16
     refuse_batched(grad)

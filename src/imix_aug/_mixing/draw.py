@@ -54,7 +54,8 @@ def shares(alpha: tuple[float, float], n: int, device: torch.device, generator: 
 
 def partners(n: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
     """Draw a random permutation of the rows."""
-    return torch.randperm(n, **(_source(device, generator) | {"dtype": torch.int64}))
+    options: dict[str, Any] = _source(device, generator) | {"dtype": torch.int64}
+    return torch.randperm(n, **options)
 
 
 def input_weights(

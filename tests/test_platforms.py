@@ -1,0 +1,55 @@
+"""Machines that lack something, simulated in a process of their own: Triton, or torch's distributed part."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+TESTS = Path(__file__).parent
+
+TRAIN = """
+import torch
+from imix_aug import IMix, NegativeQueue, imix_nce_loss, imix_ntxent_loss, imix_supcon_loss, imix_byol_loss
+
+query, key = torch.randn(2, 6, 4).requires_grad_().unbind()
+mixed, labels = IMix()(query)
+queue = NegativeQueue(size=8, dim=4)
+queue.enqueue(key, gather_distributed=True)
+for gathered in (False, True):
+    losses = [
+        imix_nce_loss(mixed, key, labels, negatives=queue.negatives, gather_distributed=gathered),
+        imix_ntxent_loss(mixed, mixed, key, key, labels, gather_distributed=gathered),
+        imix_supcon_loss(mixed, key, torch.arange(6) // 2, labels, gather_distributed=gathered),
+        imix_byol_loss(mixed, key, labels),
+    ]
+    sum(losses).backward(retain_graph=True)
+    print(*(round(loss.item(), 5) for loss in losses))
+"""
+
+
+def run(*arguments):
+    path = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"}
+    finished = subprocess.run(
+        [sys.executable, *arguments], capture_output=True, encoding="utf-8", env=environment, cwd=TESTS.parent
+    )
+    assert finished.returncode == 0, (finished.stdout + finished.stderr)[-4000:]
+    return finished.stdout
+
+
+def test_trains_and_reports_on_a_torch_without_distributed():
+    """With the numbers of any other torch, and as one rank where ranks are asked for."""
+    seeded = f"import torch; torch.manual_seed(3)\n{TRAIN}"
+    report = "import runpy; runpy.run_module('imix_aug', run_name='__main__')"
+    once, gathered, *reported = run("-c", f"import without_distributed\n{seeded}{report}").splitlines()
+    assert [once, gathered] == run("-c", seeded).splitlines()
+    assert once == gathered
+    assert any("distributed False" in line for line in reported)
+
+
+def test_pytest_starts_without_triton():
+    """Doctest collection imports every module of the package, the kernels too."""
+    options = ("-m", "pytest", "-q", "-p", "without_triton", "-p", "no:cacheprovider", "--collect-only")
+    listed = run(*options, "src", "tests/test_triton.py")
+    assert "imix_aug.imix_nce_loss" in listed
+    assert "error" not in listed
