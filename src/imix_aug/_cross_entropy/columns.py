@@ -40,7 +40,7 @@ class Positives(NamedTuple):
     @classmethod
     def of_keys(cls, labels: VirtualLabels, dtype: torch.dtype) -> Positives:
         """Return for each key the queries that hold a share of it, in proportion to these shares."""
-        lam, partner = labels
+        lam, partner = labels.lam.to(torch.promote_types(dtype, torch.float32)), labels.partner
         own = _row_numbers(partner)
         holder = torch.empty_like(partner).scatter(0, partner, own)
         held_by_own, held_by_other = lam, 1 - lam[holder]
