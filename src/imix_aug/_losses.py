@@ -293,8 +293,6 @@ def imix_supcon_loss(
     reduction: Reduction = "mean",
     gather_distributed: bool = False,
     process_group: ProcessGroup | DeviceMesh | None = None,
-    ids: Tensor | None = None,
-    negative_ids: Tensor | None = None,
     hard_negatives: Tensor | None = None,
     weight: Tensor | None = None,
 ) -> Tensor:
@@ -315,8 +313,6 @@ def imix_supcon_loss(
         reduction: "mean", "sum", or "none" for a loss per row.
         gather_distributed: take the keys and classes of all ranks of ``process_group``, gradients included.
         process_group: a group or a mesh of one dimension; default the default group.
-        ids: ``(N,)`` integers: a column with the row's id that is none of its positives is left out.
-        negative_ids: ``(K,)`` integers, those of ``negatives``.
         hard_negatives: ``(N, H, D)``, further columns of each row's own.
         weight: ``(N,)``, what each row counts; "mean" is then the weighted mean.
 
@@ -347,8 +343,8 @@ def imix_supcon_loss(
         reduction=reduction,
         gather_distributed=gather_distributed,
         process_group=process_group,
-        ids=ids,
-        negative_ids=negative_ids,
+        ids=None,  # a class-mate with the row's id would be left out, and it is a positive
+        negative_ids=None,
         hard_negatives=hard_negatives,
         weight=weight,
     )
