@@ -16,3 +16,14 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def worlds():
+    """Processes joined by gloo, by their number; none is started before it is needed."""
+    from ranks import World  # Some tests run on a torch without its distributed part.
+
+    opened = {size: World(size) for size in (2, 3, 4)}
+    yield opened
+    for world in opened.values():
+        world.stop()

@@ -7,7 +7,7 @@ import dense
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import World
+from ranks import ring
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -23,14 +23,6 @@ from imix_aug._keys import ranks as imix_distributed
 
 KINDS = ("npair", "constant_keys", "moco", "ntxent", "supcon")
 ROWS, WIDTH, EMBEDDING = 4, 5, 3
-
-
-@pytest.fixture(scope="module")
-def worlds():
-    opened = {size: World(size) for size in (2, 3, 4)}
-    yield opened
-    for world in opened.values():
-        world.stop()
 
 
 class Step(nn.Module):
@@ -89,15 +81,6 @@ def share(batch, rank, rows=ROWS):
     """What one rank sees of the whole batch."""
     own = {name: value if name == "bank" else value[rank * rows : (rank + 1) * rows] for name, value in batch.items()}
     return {**own, "partner": own["partner"] - rank * rows}
-
-
-@contextlib.contextmanager
-def ring(always):
-    before, imix_distributed.RING_BYTES = imix_distributed.RING_BYTES, 0 if always else 1 << 60
-    try:
-        yield
-    finally:
-        imix_distributed.RING_BYTES = before
 
 
 def oracle(kind, size, reduction="mean"):
@@ -312,7 +295,6 @@ def test_ring_holds_a_rank_s_share_however_many_ranks_there_are(worlds):
 
 
 def use_uneven_batches(rank, size, use_ring, compiled):
-    imix_distributed.RING_BYTES = 0 if use_ring else 1 << 30
     loss = (
         torch.compile(imix_nce_loss, fullgraph=True, dynamic=True, backend="aot_eager") if compiled else imix_nce_loss
     )

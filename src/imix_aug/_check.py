@@ -19,6 +19,8 @@ def rows(name: str, value: object, like: Tensor | None = None, like_name: str = 
     """Accept a non-empty floating-point matrix with the width, dtype and device of ``like``."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor (N, D), got {_kind(value)}")
+    if is_dtensor(value):
+        raise TypeError(f"{name} must be a plain tensor, got a DTensor: pass {name}.to_local() or {name}.full_tensor()")
     if value.layout != torch.strided:
         raise TypeError(f"{name} must be a dense tensor (N, D), got layout {value.layout}")
     if value.dtype not in _FLOATS:
@@ -265,11 +267,20 @@ def flag(name: str, value: object) -> bool:
     return value
 
 
+def is_dtensor(value: object) -> bool:
+    """Tell a DTensor without importing what makes them, which takes long and which not every torch has."""
+    return isinstance(value, Tensor) and type(value).__name__ == "DTensor"
+
+
 def process_group(gather_distributed: object, group: Any) -> Any:
     """Accept a process group, or a one-dimensional device mesh for its group, only where it is used."""
     if not flag("gather_distributed", gather_distributed) and group is not None:
         raise ValueError(f"process_group must be None unless gather_distributed=True, got {_kind(group)}")
-    if group is not None and hasattr(group, "mesh_dim_names"):
+    if group is None or not torch.distributed.is_available():
+        return group
+    from torch.distributed.device_mesh import DeviceMesh
+
+    if isinstance(group, DeviceMesh):
         if group.ndim != 1:
             raise ValueError(f"process_group must be a group or a mesh of one dimension, got one of {group.ndim}")
         return group.get_group()

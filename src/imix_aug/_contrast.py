@@ -72,8 +72,10 @@ class Contrast:
         negatives = None if self.negatives is None else rows(self.negatives, self.normalize)
         if classes is not None:
             key = _rounded(key, dtype)  # The mean over a class is to see the same rows as the products.
-        keys = choose_keys(key, self.gather_distributed, self.process_group)
         weights_known = weight is None or not (torch.is_grad_enabled() and weight.requires_grad)
+        weighted_mean = weight is not None and self.reduction == "mean"
+        travelling = ids is not None, weighted_mean, weighted_mean and not weights_known
+        keys = choose_keys(key, self.gather_distributed, self.process_group, travelling)
         summed = self.reduction != "none" and weights_known
         losses = keys.soft_cross_entropy(
             query,

@@ -13,6 +13,7 @@ from imix_aug._cross_entropy import plain
 from imix_aug._cross_entropy.columns import Positives
 from imix_aug._cross_entropy.operator import without_autocast
 from imix_aug._embeddings import rows
+from imix_aug._keys.dtensors import takes_dtensors
 from imix_aug._labels import VirtualLabels
 from imix_aug._types import Number
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 
+@takes_dtensors
 def imix_nce_loss(
     query: Tensor,
     key: Tensor,
@@ -107,6 +109,7 @@ def imix_nce_loss(
         return contrast.cross_entropy(query, key, positives)
 
 
+@takes_dtensors
 def imix_ntxent_loss(
     query_1: Tensor,
     query_2: Tensor,
@@ -207,6 +210,7 @@ def imix_ntxent_loss(
     return losses / 2 if reduction == "sum" else losses
 
 
+@takes_dtensors
 def imix_clip_loss(
     query: Tensor,
     key: Tensor,
@@ -236,7 +240,7 @@ def imix_clip_loss(
         normalize: scale all rows to unit length first (those shorter than 1e-12 are divided by that).
         reduction: "mean" and "sum" over the rows of both directions' mean, or "none" for that mean per row.
         gather_distributed: take the rows of all ranks of ``process_group``, gradients included.
-        process_group: default the default group.
+        process_group: a group or a mesh of one dimension; default the default group.
         ids: ``(N,)`` integers: what has the row's id and is none of its positives is no negative either.
         weight: ``(N,)``, what each row and its key count; "mean" is then the weighted mean.
 
@@ -281,6 +285,7 @@ def imix_clip_loss(
         return (forth + back) / 2
 
 
+@takes_dtensors
 def imix_supcon_loss(
     query: Tensor,
     key: Tensor,

@@ -81,7 +81,7 @@ class NegativeQueue(nn.Module):
             keys: ``(N, D)`` for any N; of more than ``size`` keys the last ``size`` stay. No gradient is kept. Half
                 precision (under autocast, say) is widened to the queue's dtype.
             gather_distributed: put in the keys of all ranks of ``process_group``, so that all ranks hold the same.
-            process_group: default the default group.
+            process_group: a group or a mesh of one dimension; default the default group.
         """
         _check.queue_rows(keys, self.keys)
         keys = keys.to(self.keys.dtype)

@@ -46,10 +46,15 @@ class OwnKeys:
         return mean(class_sums(with_ones(self.rows), classes, classes))
 
 
-def choose_keys(rows: Tensor, gather_distributed: bool, process_group: ProcessGroup | None) -> Keys:
-    """Return what queries are to be contrasted with: this process's keys, or those of all ranks."""
+def choose_keys(
+    rows: Tensor, gather_distributed: bool, process_group: ProcessGroup | None, travelling: tuple[bool, ...] = ()
+) -> Keys:
+    """Return what queries are to be contrasted with: this process's keys, or those of all ranks.
+
+    ``travelling`` says what else ranks exchange (``ranks.TRAVELLING``), which all of them must do alike.
+    """
     if not gather_distributed:
         return OwnKeys(rows)
     from imix_aug._keys import ranks
 
-    return ranks.keys_of_all(rows, process_group)
+    return ranks.keys_of_all(rows, process_group, travelling)

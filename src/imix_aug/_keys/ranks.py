@@ -44,12 +44,12 @@ class GatheredKeys:
         return mean(class_sums(with_ones(self.rows), gather(classes, self.process_group), classes))
 
 
-def keys_of_all(rows: Tensor, process_group: ProcessGroup | None) -> Keys:
+def keys_of_all(rows: Tensor, process_group: ProcessGroup | None, travelling: tuple[bool, ...] = ()) -> Keys:
     """Return the keys of all ranks, gathered or on the ring; of a single rank, its own."""
     rank, size = world(process_group)
     if size == 1:
         return OwnKeys(rows)
-    refuse_uneven(rows, process_group)
+    refuse_uneven(rows, process_group, travelling)
     if size * rows.numel() * rows.element_size() <= RING_BYTES:
         return GatheredKeys(gather(rows, process_group), rank * rows.shape[0], process_group)
     from imix_aug._keys.ring import RingKeys
@@ -69,25 +69,32 @@ def world(process_group: ProcessGroup | None) -> tuple[int, int]:
     """Return this process's rank and the number of ranks; one rank where torch.distributed was not initialised."""
     if not (dist.is_available() and dist.is_initialized()):
         return 0, 1
+    if process_group is not None and not isinstance(process_group, dist.ProcessGroup):
+        raise TypeError(  # A rank outside gets a stand-in for the group that ``new_group`` made.
+            f"process_group must be a group or a mesh of one dimension that holds this rank, got {process_group!r}"
+        )
     return dist.get_rank(process_group), dist.get_world_size(process_group)
 
 
-def refuse_uneven(rows: Tensor, process_group: ProcessGroup | None) -> None:
+def refuse_uneven(rows: Tensor, process_group: ProcessGroup | None, travelling: tuple[bool, ...] = ()) -> None:
     """Refuse, on all ranks alike, rows that differ between the ranks in number, width, dtype or need of a gradient.
 
-    They would hang or garble the collectives that follow. One integer per rank tells. On the CPU the host reads it;
-    elsewhere, and in a compiled graph, that would be a wait, so the device asserts that all are alike.
+    The same goes for what else travels. It would hang or garble the collectives that follow. One integer per rank
+    tells. On the CPU the host reads it; elsewhere, and in a compiled graph, that would be a wait, so the device asserts
+    that all are alike.
     """
     wants_grad = rows.requires_grad and torch.is_grad_enabled()
     n, d = rows.shape
-    fact = ((n << 20 | d) << 3 | _DTYPES.index(rows.dtype)) << 1 | int(wants_grad)
-    own = torch.full((1,), fact, dtype=torch.int64, device=rows.device)
+    flags = sum(int(given) << place for place, given in enumerate((wants_grad, *travelling)))
+    own = torch.full(
+        (1,), ((n << 20 | d) << 3 | _DTYPES.index(rows.dtype)) << 4 | flags, dtype=torch.int64, device=rows.device
+    )
     facts = all_gather(own, process_group)
     if rows.device.type != "cpu" or torch.compiler.is_compiling():
         torch._assert_async(  # pyright: ignore[reportPrivateImportUsage]
             (facts == own).all(),
             "gather_distributed=True needs equal batches on all ranks, of one width and dtype, "
-            "and keys that need a gradient on all or none",
+            "and keys that need a gradient, ids and a weighted mean on all or none",
         )
         return
     for wanted, got, of in _FACTS:
@@ -100,20 +107,26 @@ def refuse_uneven(rows: Tensor, process_group: ProcessGroup | None) -> None:
             )
 
 
+# What else the losses exchange: ids, the weights of a weighted mean, and these weights' gradients.
+TRAVELLING = ("ids", "a weighted mean", "weights that need a gradient")
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _FACTS: tuple[tuple[str, str, Callable[[int], object]], ...] = (
-    ("equal batches on all ranks", "{} rows", lambda fact: fact >> 24),
-    ("embeddings of one width on all ranks", "{} columns", lambda fact: fact >> 4 & (1 << 20) - 1),
-    ("embeddings of one dtype on all ranks", "{}", lambda fact: _DTYPES[fact >> 1 & 7]),
+    ("equal batches on all ranks", "{} rows", lambda fact: fact >> 27),
+    ("embeddings of one width on all ranks", "{} columns", lambda fact: fact >> 7 & (1 << 20) - 1),
+    ("embeddings of one dtype on all ranks", "{}", lambda fact: _DTYPES[fact >> 4 & 7]),
     ("keys that need a gradient on all ranks or on none", "requires_grad {}", lambda fact: bool(fact & 1)),
+    *(
+        (f"{name} on all ranks or on none", "{}", lambda fact, place=place: bool(fact >> place & 1))
+        for place, name in enumerate(TRAVELLING, start=1)
+    ),
 )
 
 
 def mean_over_ranks(value: Tensor, process_group: ProcessGroup | None) -> Tensor:
-    """Return the mean of a constant over the ranks."""
+    """Return the mean of a number over the ranks."""
     if world(process_group)[1] == 1:
         return value
-    return all_gather(value.detach().view(1), process_group).mean()
+    return gather(value.view(1), process_group).mean()
 
 
 def gather(rows: Tensor, process_group: ProcessGroup | None) -> Tensor:

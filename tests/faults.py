@@ -1,0 +1,72 @@
+"""The silent gradient faults of the field, put into our own loss, queue or mix: each trains on and says nothing."""
+
+import contextlib
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from imix_aug import IMix, NegativeQueue
+from imix_aug._keys import ranks
+
+
+@contextlib.contextmanager
+def replaced(owner, name, value):
+    kept = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, kept)
+
+
+def gather_without_gradient():
+    """``all_gather`` returns constants: keys on other ranks, and one's own, learn nothing."""
+    return replaced(ranks, "gather", ranks.all_gather)
+
+
+def gather_with_own_gradient_alone():
+    """The common repair puts this rank's rows back: what other ranks' losses say about them is still lost."""
+
+    def gather(rows, process_group):
+        gathered, rank = ranks.all_gather(rows.detach(), process_group), dist.get_rank(process_group)
+        blocks = list(gathered.split(rows.shape[0]))
+        return torch.cat([*blocks[:rank], rows, *blocks[rank + 1 :]])
+
+    return replaced(ranks, "gather", gather)
+
+
+def gradient_divided_by_the_world_size():
+    """The gathered keys' gradient is averaged over the ranks where it has to be summed: DDP averages it once more."""
+    whole = ranks.reduce_scatter
+    return replaced(ranks, "reduce_scatter", lambda rows, group: whole(rows, group) / dist.get_world_size(group))
+
+
+def loss_averaged_twice():
+    """The loss is divided by the world size, and DDP averages its gradient once more."""
+    forward = DistributedDataParallel.forward
+    return replaced(
+        DistributedDataParallel, "forward", lambda self, *args: forward(self, *args) / dist.get_world_size()
+    )
+
+
+def queue_that_differs_across_ranks():
+    """Each rank enqueues its own keys where all ranks' were asked for."""
+    enqueue = NegativeQueue.enqueue
+    return replaced(NegativeQueue, "enqueue", lambda self, keys, *, gather_distributed=False: enqueue(self, keys))
+
+
+def generator_state_lost_on_recomputation():
+    """The recomputation under activation checkpointing draws on, instead of what the forward pass drew."""
+    forward = IMix.forward
+
+    def draw_anew(self, *args):
+        generator, self.generator = self.generator, None
+        try:
+            with torch.random.fork_rng():
+                torch.seed()
+                return forward(self, *args)
+        finally:
+            self.generator = generator
+
+    return replaced(IMix, "forward", draw_anew)
