@@ -6,8 +6,9 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from imix_aug import IMix, NegativeQueue
+from imix_aug import NegativeQueue
 from imix_aug._keys import ranks
+from imix_aug._mixing import generators
 
 
 @contextlib.contextmanager
@@ -22,7 +23,7 @@ def replaced(owner, name, value):
 
 def gather_without_gradient():
     """``all_gather`` returns constants: keys on other ranks, and one's own, learn nothing."""
-    return replaced(ranks, "gather", ranks.all_gather)
+    return replaced(ranks, "gather", lambda rows, group: ranks.all_gather(rows.detach(), group))
 
 
 def gather_with_own_gradient_alone():
@@ -58,15 +59,10 @@ def queue_that_differs_across_ranks():
 
 def generator_state_lost_on_recomputation():
     """The recomputation under activation checkpointing draws on, instead of what the forward pass drew."""
-    forward = IMix.forward
 
-    def draw_anew(self, *args):
-        generator, self.generator = self.generator, None
-        try:
-            with torch.random.fork_rng():
-                torch.seed()
-                return forward(self, *args)
-        finally:
-            self.generator = generator
+    def ready(generator):
+        if torch._C._current_graph_task_id() != -1 or generators._in_checkpoint():
+            torch.empty((), dtype=torch.int64).random_()  # as ours does, so that the draws after it are the same
+        return generator
 
-    return replaced(IMix, "forward", draw_anew)
+    return replaced(generators, "ready", ready)
