@@ -1,7 +1,7 @@
 """Run the kernels' tests under Triton's interpreter, and compile them, on a machine that has no card."""
 
-import importlib
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -24,52 +24,86 @@ def test_kernels_under_the_interpreter():
     assert "skipped" not in run.stdout
 
 
-SWEEP = {"n": "i32", "m": "i32", "d": "i32", "query_stride": "i32", "key_stride": "i32", "splits": "i32"}
-TILE = {"KEPT": 128, "SWEPT": 64, "WIDTH": 128, "SHIFT": 0, "EXCLUDED": 2, "PART_WIDTH": True}
-STRIDES = {"query_stride": "i32", "key_stride": "i32", "softmax_stride": "i32", "sums_stride": "i32"}
-KERNELS = {
-    "_cross_entropy.triton_sweep._sweep_keys": (
-        {"query": "*bf16", "key": "*bf16", "more": "*bf16", "excluded": "*i64", "lse": "*fp32", "grad": "*fp32"}
-        | SWEEP
-        | {"k": "i32", "more_stride": "i32"},
-        TILE | {"PART_KEYS": True, "PART_MORE": False},
-    ),
-    "_cross_entropy.triton_sweep._sweep_queries": (
-        {"query": "*fp16", "key": "*fp16", "excluded": "*i64", "lse": "*fp32", "grad": "*fp32"} | SWEEP,
-        TILE | {"PART_ROWS": True, "weight": None, "scale": None},
-    ),
-    "_cross_entropy.triton_blocks._logits_tile": (
-        {"query": "*bf16", "key": "*bf16", "excluded": "*i64", "lse": "*fp32", "softmax": "*bf16"}
-        | {"n": "i32", "m": "i32", "d": "i32", "first": "i32"}
-        | STRIDES,
-        {"weight": None, "sums": None, "ROWS": 64, "COLUMNS": 64, "DEPTH": 32, "PART_DEPTH": True, "EXCLUDED": 1},
-    ),
-    "_mixing.triton._paste_block": (
-        {"x": "*bf16", "partner": "*i64", "taken": "*i64", "given": "*i64", "result": "*bf16"}
-        | {"lines": "i32", "lines_a_row": "i32", "height": "i32", "between": "i32", "line": "i32"},
-        {"LINES": 8, "COLUMNS": 256, "INNER": 3, "AXES": 2, "BOXES": True},
-    ),
+# The most shared memory that a program can have.
+SHARED = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
+UNIT = {80: "mma.sync", 86: "mma.sync", 89: "mma.sync", 90: "wgmma", 100: "tcgen05.mma", 120: "mma.sync"}
+
+# Instructions for a logit, on a step that masks nothing, that no kernel may pass: a good tenth more than were needed.
+CEILING = {
+    ("_sweep_keys", "bfloat16 64"): {80: 15.2, 90: 8.4, 100: 9.8},
+    ("_sweep_keys", "bfloat16 128"): {80: 20.0, 90: 9.8, 100: 14.3},
+    ("_sweep_keys", "bfloat16 256"): {80: 30.2, 86: 38.8, 90: 17.4, 100: 24.2},
+    ("_sweep_queries", "bfloat16 64"): {80: 11.2, 90: 7.3, 100: 7.1},
+    ("_sweep_queries", "bfloat16 128"): {80: 16.6, 90: 8.0, 100: 7.5},
+    ("_sweep_queries", "bfloat16 256"): {80: 25.2, 90: 12.3, 100: 10.4},
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_kernels_compile_for_real_cards(kernel, capability):
-    """The interpreter accepts what the compiler may not; Triton brings all that compiling needs but the card."""
-    triton = pytest.importorskip("triton", minversion="3.3")
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
+def compiled(*arguments):
+    """Compile in processes of their own, two at a time: a driver that stands for a card is a process's only one."""
+    pytest.importorskip("triton", minversion="3.3")
+    script = Path(__file__).with_name("compiled_kernels.py")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment.pop("TRITON_INTERPRET", None)
+    runs = [
+        subprocess.Popen(
+            [sys.executable, str(script), *cards, *arguments],
+            **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment},
+        )
+        for cards in (["80", "86", "100"], ["89", "120", "90"])
+    ]
+    facts = []
+    for run in runs:
+        output, errors = run.communicate()
+        assert run.returncode == 0, errors[-4000:]
+        facts += [json.loads(line) for line in output.splitlines()]
+    return facts
 
-    module, _, name = kernel.rpartition(".")
-    function = getattr(importlib.import_module(f"imix_aug.{module}"), name)
-    types, constants = KERNELS[kernel]
-    assert types.keys() | constants.keys() == set(function.arg_names)
-    source = ASTSource(
-        function,
-        {name: types.get(name, "constexpr") for name in function.arg_names},
-        {(function.arg_names.index(name),): value for name, value in constants.items()},
-    )
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 8})
-    assert compiled.asm["cubin"]
-    assert ("wgmma" in compiled.asm["ptx"]) == (capability == 90 and "paste" not in kernel)
+
+@pytest.fixture(scope="module")
+def ordinary():
+    return compiled()
+
+
+@pytest.fixture(scope="module")
+def rarer():
+    return compiled("--rarer")
+
+
+@pytest.mark.parametrize("card", SHARED)
+def test_kernels_fit_the_card(card, ordinary):
+    check_fit(card, ordinary)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("card", SHARED)
+def test_rarer_kernels_fit_the_card(card, rarer):
+    check_fit(card, rarer)
+
+
+def check_fit(card, facts):
+    """Tiles are chosen so that nothing spills and the first choice always fits; products go through the matrix units."""
+    kernels = [fact for fact in facts if fact["capability"] == card and "kernel" in fact]
+    assert {"_sweep_keys", "_sweep_queries", "_merge"} <= {fact["kernel"] for fact in kernels}
+    for fact in kernels:
+        assert fact["stack"] == 0, fact
+        assert fact["shared"] <= SHARED[card] * 1024, fact
+        if fact["kernel"] in ("_sweep_keys", "_sweep_queries", "_logits_tile"):
+            assert fact["unit"] == UNIT[card], fact
+
+
+@pytest.mark.parametrize("kernel", ["_sweep_keys", "_sweep_queries"])
+@pytest.mark.parametrize("case", ["bfloat16 64", "bfloat16 128", "bfloat16 256"])
+def test_a_logit_costs_few_instructions(kernel, case, ordinary):
+    found = {fact["capability"]: fact for fact in ordinary if fact.get("kernel") == kernel and fact["case"] == case}
+    assert found.keys() == SHARED.keys()
+    for card, ceiling in CEILING[kernel, case].items():
+        kept, swept, warps, _ = found[card]["tile"]
+        fewest, most = found[card]["step"]
+        assert fewest < most  # what masks is a branch
+        assert fewest * 32 * warps / (kept * swept) <= ceiling, found[card]
+
+
+def test_few_kernels_serve_many_batch_sizes(ordinary):
+    batches = [fact["batches"] for fact in ordinary if "batches" in fact]
+    assert batches == [["_merge", "_sweep_keys", "_sweep_queries"]] * 2

@@ -16,7 +16,8 @@ import reference  # noqa: E402
 
 from imix_aug._cross_entropy import triton as kernels  # noqa: E402
 from imix_aug._cross_entropy import triton_blocks, triton_sweep  # noqa: E402
-from imix_aug._cross_entropy.columns import LeftOut  # noqa: E402
+from imix_aug._cross_entropy.columns import NOTHING, LeftOut  # noqa: E402
+from imix_aug._cross_entropy.triton_tiles import Tile  # noqa: E402
 from imix_aug._mixing import triton as mix_triton  # noqa: E402
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="run by test_triton.py")
@@ -46,8 +47,8 @@ def _interpreter(monkeypatch):
 @pytest.fixture
 def small_tiles(monkeypatch):
     """Sweep in many steps, and in blocks of a few rows."""
-    for case in triton_sweep.TILES:
-        monkeypatch.setitem(triton_sweep.TILES, case, [(16, 32, 4, 1)])
+    for choice in ("tiles_for_keys", "tiles_for_queries"):
+        monkeypatch.setattr(triton_sweep, choice, lambda *card: [Tile(16, 32, 4, 1)])
     monkeypatch.setattr(triton_blocks, "TILES", [(16, 32, 32, 4, 1)])
     monkeypatch.setattr(triton_blocks, "_BLOCK_BYTES", 4096)
 
@@ -56,33 +57,32 @@ def rows(n, d, dtype=torch.float32, scale=1.0):
     return (scale * torch.randn(n, d)).to(dtype)
 
 
-def dense(query, key, negatives, excluded, weight):
+def dense(query, key, negatives, left_out, weight):
     """The dense formula in float64: the values, and the gradients of their sum and of their weighted sum."""
     query, key = (x.double().requires_grad_() for x in (query, key))
     negatives = None if negatives is None else negatives.double()
-    lse = reference.row_logsumexp(query, key, negatives, LeftOut(excluded))
+    lse = reference.row_logsumexp(query, key, negatives, left_out)
     gradients = torch.autograd.grad(lse.sum(), (query, key), retain_graph=True)
     return lse.detach(), *gradients, torch.autograd.grad((lse * weight).sum(), key)[0]
 
 
-def sweep(query, key, negatives, excluded, wants_query_grad, wants_key_grad):
-    """Both sweeps: the log-sum-exp, and the gradients of its sum."""
-    without = LeftOut(excluded)
-    lse, query_grad = kernels.sweep_keys(query, key, negatives, without, wants_query_grad)
-    return lse, query_grad, key_sweep(query, key, excluded, lse, torch.ones(len(query))) if wants_key_grad else None
+def both_sweeps(query, key, negatives=None, left_out=NOTHING):
+    """The log-sum-exp, and the gradients of its sum."""
+    lse, mean = kernels.sweep_keys(query, key, negatives, left_out, True)
+    return lse, mean, kernels.sweep_queries(query, key, left_out, lse, torch.ones(len(query)))
 
 
-def key_sweep(query, key, excluded, lse, weight):
-    return kernels.sweep_queries(query, key, LeftOut(excluded), lse, weight)
+def relative_error(result, wanted):
+    return ((result.double() - wanted).norm() / wanted.norm().clamp_min(1e-30)).item()
 
 
-def agree(query, key, negatives=None, excluded=None, tolerance=None):
-    """Compare both calls of the interface with the dense formula, by the norm of the difference."""
+def agree(query, key, negatives=None, left_out=NOTHING, tolerance=None):
+    """Compare both sweeps with the dense formula, by the norm of the difference."""
     weight = torch.randn(len(query))
     tolerance = tolerance or TOLERANCE[query.dtype]
-    lse, query_grad, key_grad = sweep(query, key, negatives, excluded, True, True)
-    results = lse, query_grad, key_grad, key_sweep(query, key, excluded, lse, weight)
-    wanted = dense(query, key, negatives, excluded, weight)
+    lse, mean, key_grad = both_sweeps(query, key, negatives, left_out)
+    results = lse, mean, key_grad, kernels.sweep_queries(query, key, left_out, lse, weight)
+    wanted = dense(query, key, negatives, left_out, weight)
     for name, result, want in zip(("lse", "query", "key", "weighted key"), results, wanted, strict=True):
         assert result.dtype == torch.float32
         assert result.shape == want.shape, name
@@ -90,22 +90,48 @@ def agree(query, key, negatives=None, excluded=None, tolerance=None):
         assert error <= tolerance, f"{name}: relative error {error:.1e}"
 
 
+def some_columns(n, m, count):
+    return LeftOut(torch.randint(m, (n, count)))
+
+
 @pytest.mark.parametrize(
-    ("n", "m", "k", "d", "exclusions"),
+    ("n", "m", "k", "d", "left_out"),
     [
         (1, 1, None, 1, 0),
         (2, 17, 0, 3, 1),
         (17, 2, 1, 16, 0),
         (65, 130, 33, 64, 2),
         (130, 65, None, 100, 3),
-        (17, 65, 130, 129, 1),
+        (17, 65, 130, 129, 6),
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_sweep(n, m, k, d, exclusions, dtype):
-    excluded = torch.randint(max(1, m - 1), (n, exclusions)) if exclusions else None
+def test_sweep(n, m, k, d, left_out, dtype):
     negatives = None if k is None else rows(k, d, dtype)
-    agree(rows(n, d, dtype, 3 / d**0.5), rows(m, d, dtype), negatives, excluded)
+    without = some_columns(n, max(1, m - 1), left_out) if left_out else NOTHING
+    agree(rows(n, d, dtype, 3 / d**0.5), rows(m, d, dtype), negatives, without)
+
+
+@pytest.mark.parametrize("d", [20, 300])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("negatives", ["none", "without ids", "with ids"])
+@pytest.mark.parametrize("columns", [0, 2])
+def test_ids(d, dtype, negatives, columns, small_tiles):
+    n, m, k = 37, 70, 45
+    row_ids, key_ids, negative_ids = (torch.randint(-5, 5, (count,)) * 2**40 for count in (n, m, k))
+    left_out = LeftOut(
+        torch.randint(m, (n, columns)) if columns else None,
+        *(row_ids, key_ids, negative_ids if negatives == "with ids" else None),
+    )
+    more = None if negatives == "none" else rows(k, d, dtype)
+    agree(rows(n, d, dtype, 3 / d**0.5), rows(m, d, dtype), more, left_out)
+
+
+def test_columns_of_a_larger_matrix(small_tiles):
+    """On several ranks a row's own columns may begin far into the keys, and all stand in one step of them."""
+    query, key = rows(33, 20, scale=0.3), rows(200, 20)
+    own = torch.arange(33) + 100
+    agree(query, key, rows(50, 20), LeftOut(torch.stack([own, own.flip(0)], 1)))
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -116,7 +142,7 @@ def test_random_sizes_in_many_steps(seed, small_tiles, monkeypatch):
     dtype = (torch.float32, torch.float16)[seed % 2]
     # The more processors there are, the more programs share one sweep, and merge their results.
     monkeypatch.setattr(triton_sweep, "multiprocessors", lambda device: 1 + 13 * seed)
-    agree(rows(n, d, dtype, 2 / d**0.5), rows(m, d, dtype), rows(k, d, dtype), torch.randint(m, (n, 2)))
+    agree(rows(n, d, dtype, 2 / d**0.5), rows(m, d, dtype), rows(k, d, dtype), some_columns(n, m, 2))
 
 
 def test_splits_fill_the_last_wave():
@@ -133,23 +159,24 @@ def test_splits_fill_the_last_wave():
 @pytest.mark.parametrize("d", [257, 520])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_long_rows_go_in_blocks(d, dtype, small_tiles):
-    agree(rows(19, d, dtype, 3 / d**0.5), rows(67, d, dtype), rows(35, d, dtype), torch.randint(60, (19, 2)))
+    agree(rows(19, d, dtype, 3 / d**0.5), rows(67, d, dtype), rows(35, d, dtype), some_columns(19, 60, 2))
     agree(rows(3, d, dtype, 3 / d**0.5), rows(40, d, dtype))
 
 
 def test_full_float32_goes_in_blocks(small_tiles, monkeypatch):
     torch.set_float32_matmul_precision("highest")
-    monkeypatch.setattr(triton_sweep, "row_logsumexp", None)
-    agree(rows(19, 24), rows(67, 24), rows(35, 24), torch.randint(60, (19, 2)))
+    monkeypatch.setattr(triton_sweep, "sweep_keys", None)
+    monkeypatch.setattr(triton_sweep, "sweep_queries", None)
+    agree(rows(19, 24), rows(67, 24), rows(35, 24), some_columns(19, 60, 2))
 
 
 def test_float64_stays_exact():
-    query, key = torch.randn(5, 8).double(), torch.randn(7, 8).double()
-    lse, _, _ = sweep(query, key, None, None, True, True)
-    torch.testing.assert_close(lse, reference.row_logsumexp(query, key), atol=1e-12, rtol=1e-12)
-    weight = torch.randn(5).double()
-    wanted = dense(query.clone(), key.clone(), None, None, weight)[-1]
-    torch.testing.assert_close(key_sweep(query, key, None, lse, weight), wanted, atol=1e-12, rtol=1e-12)
+    query, key, weight = torch.randn(5, 8).double(), torch.randn(7, 8).double(), torch.randn(5).double()
+    lse, mean = kernels.sweep_keys(query, key, None, NOTHING, True)
+    results = lse, mean, kernels.sweep_queries(query, key, NOTHING, lse, weight)
+    wanted = dense(query, key, None, NOTHING, weight)
+    for result, want in zip(results, (*wanted[:2], wanted[-1]), strict=True):
+        torch.testing.assert_close(result, want, atol=1e-12, rtol=1e-12)
 
 
 @pytest.mark.parametrize("d", [20, 300])
@@ -158,22 +185,19 @@ def test_strides(d, small_tiles):
     key = rows(2 * 50, 3 * d)[::2, d : 2 * d]
     negatives = rows(1, d).expand(9, d)
     excluded = torch.randint(50, (3, 40)).T
-    agree(query * 0.2, key, negatives, excluded)
+    agree(query * 0.2, key, negatives, LeftOut(excluded))
     agree(query.T.contiguous().T, key[:, :].flip(0))
 
 
-@pytest.mark.parametrize("wanted", [(False, False), (True, False), (False, True)])
 @pytest.mark.parametrize("d", [20, 300])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_only_what_is_wanted_is_computed(wanted, d, dtype, small_tiles):
+def test_the_mean_key_is_computed_if_wanted(d, dtype, small_tiles):
     query, key = rows(9, d, dtype, d**-0.5), rows(40, d, dtype)
-    every = sweep(query, key, None, None, True, True)
-    lse, *gradients = sweep(query, key, None, None, *wanted)
-    torch.testing.assert_close(lse, every[0])
-    for want, gradient, full in zip(wanted, gradients, every[1:], strict=True):
-        assert (gradient is not None) == want
-        if want:
-            torch.testing.assert_close(gradient, full)
+    lse, mean = kernels.sweep_keys(query, key, None, NOTHING, True)
+    alone, none = kernels.sweep_keys(query, key, None, NOTHING, False)
+    torch.testing.assert_close(alone, lse)
+    assert none is None
+    assert mean.shape == query.shape
 
 
 @pytest.mark.parametrize("d", [8, 300])
@@ -190,7 +214,7 @@ def test_any_temperature(d, scale, small_tiles):
 def test_nan_in_is_nan_out(d, dtype, where, small_tiles):
     inputs = {"query": rows(5, d, dtype), "key": rows(40, d, dtype), "negatives": rows(40, d, dtype)}
     inputs[where][3, -1] = torch.nan
-    lse, query_grad, key_grad = sweep(*inputs.values(), None, True, True)
+    lse, query_grad, key_grad = both_sweeps(*inputs.values())
     touched = torch.arange(5) == 3 if where == "query" else torch.ones(5, dtype=torch.bool)
     assert torch.equal(lse.isnan(), touched)
     assert query_grad[touched].isnan().any(dim=1).all()
@@ -201,29 +225,60 @@ def test_nan_in_is_nan_out(d, dtype, where, small_tiles):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_row_that_leaves_out_every_column(d, dtype, small_tiles):
     query, key = rows(3, d, dtype), rows(2, d, dtype)
-    excluded = torch.tensor([[0, 1], [0, 0], [1, 1]])
-    lse, query_grad, key_grad = sweep(query, key, None, excluded, True, True)
+    left_out = LeftOut(torch.tensor([[0, 1], [0, 0], [1, 1]]))
+    lse, mean = kernels.sweep_keys(query, key, None, left_out, True)
     assert lse[0] == -torch.inf
-    assert (query_grad[0] == 0).all()
+    assert (mean[0] == 0).all()
     # The other rows have one column each, so their softmax is one.
-    torch.testing.assert_close(query_grad[1:], key.float().flip(0))
+    torch.testing.assert_close(mean[1:], key.float().flip(0))
+    level = torch.where(lse.isinf(), 1.0, lse)  # that of its positives
+    key_grad = kernels.sweep_queries(query, key, left_out, level, torch.ones(3))
     torch.testing.assert_close(key_grad, query[1:].float().flip(0))
-    assert (key_sweep(query, key, excluded, lse, torch.zeros(3)) == 0).all()
+    assert (kernels.sweep_queries(query, key, left_out, level, torch.zeros(3)) == 0).all()
+
+
+@pytest.mark.parametrize("d", [8, 300])
+@pytest.mark.parametrize(("negatives", "n"), [(None, 3), (0, 3), (20, 3)])
+def test_no_keys(d, negatives, n, small_tiles):
+    query, key = rows(n, d), rows(0, d)
+    more = None if negatives is None else rows(negatives, d)
+    lse, mean = kernels.sweep_keys(query, key, more, NOTHING, True)
+    if negatives:
+        wanted = reference.row_logsumexp(query.double(), more.double())
+        assert relative_error(lse, wanted) < 1e-5
+    else:
+        assert (lse == -torch.inf).all()
+        assert (mean == 0).all()
+    assert kernels.sweep_queries(query, key, NOTHING, torch.ones(n), torch.ones(n)).shape == (0, d)
 
 
 def test_infinite_logits(small_tiles):
     query, key = rows(2, 4).abs(), rows(40, 4)
     key[20] = torch.inf
-    lse, _, _ = sweep(query, key, None, None, False, False)
+    lse, _ = kernels.sweep_keys(query, key, None, NOTHING, False)
     assert (lse == torch.inf).all()
 
 
-def test_tiny_weights_survive_float16(small_tiles):
-    query, key, weight = rows(33, 8, torch.float16), rows(65, 8, torch.float16), torch.rand(33) * 1e-9
-    lse, _, _ = sweep(query, key, None, None, False, False)
-    wanted = dense(query.clone(), key.clone(), None, None, weight)[-1]
-    error = (key_sweep(query, key, None, lse, weight).double() - wanted).norm() / wanted.norm()
-    assert error < 2e-3
+@pytest.mark.parametrize("d", [8, 300])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("below", [0.0, 7.0, 14.0])
+def test_small_softmax_values_keep_their_digits(d, dtype, below, small_tiles):
+    """A sample well told apart leaves other columns a millionth; weights may be as small as one over the batch."""
+    query, key = rows(33, d, dtype, 0.3 / d**0.5), rows(65, d, dtype)
+    left_out, weight = some_columns(33, 65, 1), torch.rand(33) / 65536
+    level = reference.row_logsumexp(query.double(), key.double(), None, left_out) + below
+    logits = reference.logits_of(query.double(), key.double(), None, left_out)
+    wanted = (weight[:, None] * (logits - level[:, None]).exp()).T @ query.double()
+    result = kernels.sweep_queries(query, key, left_out, level.float(), weight)
+    assert relative_error(result, wanted) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("scale", [1e-9, 0.0])
+def test_tiny_weights_survive_float16(scale, small_tiles):
+    query, key, weight = rows(33, 8, torch.float16), rows(65, 8, torch.float16), torch.rand(33) * scale
+    lse, _ = kernels.sweep_keys(query, key, None, NOTHING, False)
+    wanted = dense(query, key, None, NOTHING, weight)[-1]
+    assert relative_error(kernels.sweep_queries(query, key, NOTHING, lse, weight), wanted) < 2e-3
 
 
 def test_the_next_tile_is_taken_where_shared_memory_does_not_suffice():

@@ -47,3 +47,13 @@ def multiprocessors(device: torch.device) -> int:
 def _multiprocessors(device: torch.device) -> int:
     count: int = torch.cuda.get_device_properties(device).multi_processor_count
     return count
+
+
+def capability(device: torch.device) -> tuple[int, int]:
+    """Return the card's compute capability; what the interpreter runs stands for Hopper."""
+    return _capability(device) if device.type == "cuda" else (9, 0)
+
+
+@functools.lru_cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)

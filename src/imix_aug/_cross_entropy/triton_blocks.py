@@ -1,5 +1,5 @@
 # mypy: disable-error-code="import-untyped, no-untyped-def, untyped-decorator"
-"""The row log-sum-exp in blocks of bounded size over cuBLAS, for long rows and for full float32.
+"""Both sweeps in blocks of bounded size over cuBLAS, for long rows and for full float32.
 
 A sum of (rows x D) no longer fits the registers beside the logits when D passes 256, and tiling it would compute the
 logits once for each tile. So a block of the softmax goes through memory instead, and cuBLAS multiplies it.
@@ -10,12 +10,16 @@ softmax is rounded only once. In float32 cuBLAS writes the logits themselves, an
 softmax in place: a product outside cuBLAS would be several times slower in full float32 than these 16 bytes.
 """
 
+import math
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from imix_aug._cross_entropy.triton_sweep import INF, LN_2, LOG2_E
+from imix_aug._cross_entropy.columns import LeftOut
+from imix_aug._cross_entropy.triton_sweep import INF, LN_2, LOG2_E, packed
 from imix_aug._triton_launch import first_that_fits, on_device
 
 # A block of 2 ** 29 bytes holds 4096 rows of 65,536 columns in bfloat16: adding up the key gradient once a block
@@ -27,68 +31,118 @@ Tile = tuple[int, int, int, int, int]
 TILES: list[Tile] = [(128, 256, 64, 8, 4), (128, 256, 64, 8, 3), (128, 128, 32, 4, 3), (64, 64, 32, 4, 2)]
 
 
-def forward(
-    query: Tensor,
-    key: Tensor,
-    negatives: Tensor | None,
-    excluded: Tensor | None,
-    want_query_grad: bool,
-    want_key_grad: bool,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Return the rows' log-sum-exp, its gradient in each query row, and the gradient of its sum in the keys."""
-    query, key = query.contiguous(), key.contiguous()
-    more = key[:0] if negatives is None else negatives.contiguous()
-    (n, d), m = query.shape, len(key)
+class _Without(NamedTuple):
+    """What some rows leave out among some columns.
+
+    Attributes:
+        columns: ``(rows, E)`` int32, by number.
+        row_ids: ``(rows,)``.
+        column_ids: ``(columns,)``; columns further on have none.
+    """
+
+    columns: Tensor | None = None
+    row_ids: Tensor | None = None
+    column_ids: Tensor | None = None
+
+    def of_rows(self, part: slice) -> "_Without":
+        columns, row_ids = (None if each is None else each[part] for each in self[:2])
+        return _Without(columns, row_ids, self.column_ids)
+
+    @classmethod
+    def of(cls, left_out: LeftOut, *ids: Tensor | None) -> "_Without":
+        columns = left_out.columns
+        columns = None if columns is None else columns.to(torch.int32).contiguous()
+        if left_out.row_ids is None or ids[0] is None:
+            return cls(columns)
+        known = [each for each in ids if each is not None]
+        return cls(
+            columns, left_out.row_ids.contiguous(), known[0].contiguous() if len(known) == 1 else torch.cat(known)
+        )
+
+
+def sweep_keys(
+    query: Tensor, key: Tensor, negatives: Tensor | None, left_out: LeftOut, wants_mean: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Return each row's log-sum-exp over all columns that it does not leave out, and its softmax-weighted mean key."""
+    d = query.shape[1]
+    query, key = _prepared(query), _prepared(key)
+    more = key[:0] if negatives is None else _prepared(negatives)
+    n, m, k = len(query), len(key), len(more)
     lse = query.new_empty(n, dtype=torch.float32)
-    query_grad = query.new_empty((n, d), dtype=torch.float32) if want_query_grad else None
-    key_total = key.new_zeros((m, d), dtype=torch.float32) if want_key_grad else None
-    want_softmax = want_query_grad or want_key_grad
-    size = _block_size(m + len(more), query, n)
-    buffer = query.new_empty((size, m + len(more))) if want_softmax or query.dtype == torch.float32 else None
+    mean = torch.empty_like(query, dtype=torch.float32) if wants_mean else None
+    # Keys, then negatives, each from a multiple of 16 columns on.
+    start_of_more = _rounded(m)
+    length = start_of_more + k
+    size = _block_size(_rounded(length), query, n)
+    in_full = query.dtype == torch.float32
+    buffer = query.new_empty((size, _rounded(length))) if wants_mean or in_full else None
+    gap = key.new_zeros(start_of_more - m, dtype=torch.int64)
+    without_keys = _Without.of(left_out, left_out.key_ids)
+    without_more = _Without.of(left_out._replace(columns=None), left_out.negative_ids if k else None)
+    without_any = without_keys
+    if in_full and without_more.column_ids is not None:
+        without_any = _Without.of(left_out, left_out.key_ids, gap, left_out.negative_ids)
     with on_device(query):
         for start in range(0, n, size):
             block = slice(start, min(start + size, n))
-            rows, left_out = query[block], None if excluded is None else excluded[block]
-            softmax = None if buffer is None else buffer[: len(rows)]
-            if query.dtype == torch.float32:
+            rows = query[block]
+            softmax = None if buffer is None else buffer[: len(rows), :length]
+            if in_full:
                 assert softmax is not None
                 torch.mm(rows, key.T, out=softmax[:, :m])
-                torch.mm(rows, more.T, out=softmax[:, m:])
-                _softmax(softmax, left_out, lse[block], known=False, store=want_softmax)
+                softmax[:, m:start_of_more] = -math.inf
+                torch.mm(rows, more.T, out=softmax[:, start_of_more:])
+                _softmax(softmax, without_any.of_rows(block), lse[block], known=False, store=wants_mean)
             else:
-                lse[block] = _log_sums(rows, key, more, left_out)
+                parts = [(key, without_keys.of_rows(block)), (more, without_more.of_rows(block))]
+                lse[block] = _log_sums(rows, parts)
                 if softmax is not None:
-                    _fill_softmax(rows, key, left_out, lse[block], None, softmax[:, :m])
-                    _fill_softmax(rows, more, None, lse[block], None, softmax[:, m:])
-            if softmax is None:
-                continue
-            if query_grad is not None:
-                query_grad[block] = softmax[:, :m] @ key
-                if len(more):
-                    _add_product(query_grad[block], softmax[:, m:], more)
-            if key_total is not None:
-                _add_product(key_total, softmax[:, :m].T, rows)
-    return lse, query_grad, key_total
+                    for (columns, without), place in zip(parts, (softmax, softmax[:, start_of_more:]), strict=True):
+                        _fill_softmax(rows, columns, without, lse[block], None, place[:, : len(columns)])
+            if mean is not None and softmax is not None:
+                mean[block] = softmax[:, :m] @ key
+                if k:
+                    _add_product(mean[block], softmax[:, start_of_more:], more)
+    return lse, None if mean is None else mean[:, :d]
 
 
-def key_grad(query: Tensor, key: Tensor, excluded: Tensor | None, lse: Tensor, weight: Tensor) -> Tensor:
-    """Return ``sum_i weight_i softmax_ij query_i`` for each key j, block by block of the keys."""
-    query, key, weight = query.contiguous(), key.contiguous(), weight.contiguous()
+def sweep_queries(query: Tensor, key: Tensor, left_out: LeftOut, level: Tensor, weight: Tensor) -> Tensor:
+    """Return ``sum_i weight_i exp(s_ij - level_i) query_i`` for each key j, block by block of the keys."""
+    d = query.shape[1]
+    query, key, level, weight = _prepared(query), _prepared(key), level.contiguous(), weight.contiguous()
     n, m = len(query), len(key)
-    grad = key.new_empty(key.shape, dtype=torch.float32)
+    grad = torch.empty_like(key, dtype=torch.float32)
     size = _block_size(n, query, m)
-    buffer = query.new_empty(n * size)
+    buffer = query.new_empty(n * _rounded(size))
+    without = _Without.of(left_out, left_out.key_ids)
     with on_device(query):
         for start in range(0, m, size):
             columns = key[start : start + size]
-            softmax = buffer[: n * len(columns)].view(n, len(columns))
+            count = len(columns)
+            softmax = buffer[: n * _rounded(count)].view(n, -1)[:, :count]
+            here = without
+            if without.column_ids is not None:
+                here = without._replace(column_ids=without.column_ids[start : start + size])
             if query.dtype == torch.float32:
                 torch.mm(query, columns.T, out=softmax)
-                _softmax(softmax, excluded, lse, weight, first=start, known=True, store=True)
+                _softmax(softmax, here, level, weight, first=start, known=True, store=True)
             else:
-                _fill_softmax(query, columns, excluded, lse, weight, softmax, first=start)
+                _fill_softmax(query, columns, here, level, weight, softmax, first=start)
             grad[start : start + size] = softmax.T @ query
-    return grad
+    return grad[:, :d]
+
+
+def _prepared(rows: Tensor) -> Tensor:
+    """Pack the rows, and widen float16, whose range neither a softmax nor a sum over many queries respects.
+
+    TF32, where it is allowed, holds every float16 number exactly.
+    """
+    return packed(rows.float() if rows.dtype == torch.float16 else rows)
+
+
+def _rounded(count: int) -> int:
+    """Return the next multiple of 16: rows of a block that begin there are read and written in whole words."""
+    return -(-count // 16) * 16
 
 
 def _block_size(length: int, rows: Tensor, most: int) -> int:
@@ -104,14 +158,14 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         total += left @ right
 
 
-def _log_sums(query: Tensor, key: Tensor, more: Tensor, excluded: Tensor | None) -> Tensor:
+def _log_sums(query: Tensor, parts: list[tuple[Tensor, _Without]]) -> Tensor:
     """Return the log-sum-exp of each row without storing a logit."""
 
     def launch(tile: Tile) -> Tensor:
-        key_tiles, more_tiles = triton.cdiv(len(key), tile[1]), triton.cdiv(len(more), tile[1])
-        sums = query.new_empty((len(query), key_tiles + more_tiles), dtype=torch.float32)
-        _launch_tiles(tile, query, key, excluded, None, None, None, sums[:, :key_tiles])
-        _launch_tiles(tile, query, more, None, None, None, None, sums[:, key_tiles:])
+        tiles = [triton.cdiv(len(key), tile[1]) for key, _ in parts]
+        sums = query.new_empty((len(query), sum(tiles)), dtype=torch.float32)
+        for (key, without), places in zip(parts, sums.split(tiles, dim=1), strict=True):
+            _launch_tiles(tile, query, key, without, None, None, None, places)
         return sums.logsumexp(dim=1)
 
     return first_that_fits(launch, TILES, "sums", query.device)
@@ -120,8 +174,8 @@ def _log_sums(query: Tensor, key: Tensor, more: Tensor, excluded: Tensor | None)
 def _fill_softmax(
     query: Tensor,
     key: Tensor,
-    excluded: Tensor | None,
-    lse: Tensor,
+    without: _Without,
+    level: Tensor,
     weight: Tensor | None,
     softmax: Tensor,
     *,
@@ -129,7 +183,7 @@ def _fill_softmax(
 ) -> None:
     """Write the softmax of each row over these keys, whose log-sum-exp over all keys is known, times its weight."""
     first_that_fits(
-        lambda tile: _launch_tiles(tile, query, key, excluded, lse, weight, softmax, None, first=first),
+        lambda tile: _launch_tiles(tile, query, key, without, level, weight, softmax, None, first=first),
         TILES,
         "softmax",
         query.device,
@@ -140,8 +194,8 @@ def _launch_tiles(
     tile: Tile,
     query: Tensor,
     key: Tensor,
-    excluded: Tensor | None,
-    lse: Tensor | None,
+    without: _Without,
+    level: Tensor | None,
     weight: Tensor | None,
     softmax: Tensor | None,
     sums: Tensor | None,
@@ -150,20 +204,21 @@ def _launch_tiles(
 ) -> None:
     rows, columns, depth, warps, stages = tile
     (n, d), m = query.shape, len(key)
+    if n == 0 or m == 0:
+        return
     _logits_tile[triton.cdiv(n, rows) * triton.cdiv(m, columns),](
-        query, key, excluded, lse, weight, softmax, sums,
-        n, m, d, first, query.stride(0), key.stride(0),
+        query, key, *without, level, weight, softmax, sums, n, m, d, first,
         0 if softmax is None else softmax.stride(0), 0 if sums is None else sums.stride(0),
         ROWS=rows, COLUMNS=columns, DEPTH=depth, PART_DEPTH=d % depth != 0,
-        EXCLUDED=0 if excluded is None else excluded.shape[1],
+        LEFT_OUT=0 if without.columns is None else without.columns.shape[1],
         num_warps=warps, num_stages=stages, enable_fp_fusion=True,
     )  # fmt: skip
 
 
 def _softmax(
     logits: Tensor,
-    excluded: Tensor | None,
-    lse: Tensor,
+    without: _Without,
+    level: Tensor,
     weight: Tensor | None = None,
     *,
     first: int = 0,
@@ -171,21 +226,26 @@ def _softmax(
     store: bool,
 ) -> None:
     """Find the log-sum-exp of each row unless it is known, and turn the logits into the softmax in place."""
+    if logits.numel() == 0:
+        if not known:
+            level.fill_(-math.inf)
+        return
     _softmax_row[len(logits),](
-        logits, excluded, lse, weight, logits.shape[1], first, logits.stride(0),
-        BLOCK=min(4096, max(16, triton.next_power_of_2(logits.shape[1]))),
-        EXCLUDED=0 if excluded is None else excluded.shape[1],
+        logits, *without, level, weight, logits.shape[1], first, logits.stride(0),
+        0 if without.column_ids is None else len(without.column_ids),
+        BLOCK=4096 if logits.shape[1] > 1024 else 1024,
+        LEFT_OUT=0 if without.columns is None else without.columns.shape[1],
         KNOWN=known, STORE=store, num_warps=8, enable_fp_fusion=True,
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "m", "first", "sums_stride"])
 def _logits_tile(
-    query, key, excluded, lse, weight, softmax, sums, n, m, d, first,
-    query_stride, key_stride, softmax_stride, sums_stride,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, PART_DEPTH: tl.constexpr, EXCLUDED: tl.constexpr,
+    query, key, left_out, row_ids, key_ids, level, weight, softmax, sums, n, m, depth, first,
+    softmax_stride, sums_stride,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, PART_DEPTH: tl.constexpr, LEFT_OUT: tl.constexpr,
 ):  # fmt: skip
-    """Compute a tile of logits, and store the log-sum-exps of its rows or, where these are known, its softmax."""
+    """Compute a tile of logits, and store the log-sum-exps of its rows or, where their level is known, its softmax."""
     # Eight tiles of rows share each tile of columns while it is in the second-level cache.
     tiles_down, tiles_across = tl.cdiv(n, ROWS), tl.cdiv(m, COLUMNS)
     program = tl.program_id(0)
@@ -196,15 +256,15 @@ def _logits_tile(
 
     row = down * ROWS + tl.arange(0, ROWS)
     column = across * COLUMNS + tl.arange(0, COLUMNS)
-    depth = tl.arange(0, DEPTH)
+    place = tl.arange(0, DEPTH)
     # Rows beyond the last repeat it: they are computed and not stored, and need no mask in the loop.
-    query_pointers = query + tl.minimum(row, n - 1).to(tl.int64)[:, None] * query_stride + depth[None, :]
-    key_pointers = key + tl.minimum(column, m - 1).to(tl.int64)[None, :] * key_stride + depth[:, None]
+    query_pointers = query + tl.minimum(row, n - 1).to(tl.int64)[:, None] * depth + place[None, :]
+    key_pointers = key + tl.minimum(column, m - 1).to(tl.int64)[None, :] * depth + place[:, None]
     logits = tl.zeros([ROWS, COLUMNS], tl.float32)
-    for start in range(0, d, DEPTH):
+    for start in range(0, depth, DEPTH):
         if PART_DEPTH:
-            query_tile = tl.load(query_pointers, mask=start + depth[None, :] < d, other=0.0)
-            key_tile = tl.load(key_pointers, mask=start + depth[:, None] < d, other=0.0)
+            query_tile = tl.load(query_pointers, mask=start + place[None, :] < depth, other=0.0)
+            key_tile = tl.load(key_pointers, mask=start + place[:, None] < depth, other=0.0)
         else:
             query_tile = tl.load(query_pointers)
             key_tile = tl.load(key_pointers)
@@ -213,18 +273,22 @@ def _logits_tile(
         key_pointers += DEPTH
 
     logits = tl.where(column[None, :] < m, logits, -INF)
-    for each in tl.static_range(EXCLUDED):
-        left_out = tl.load(excluded + row.to(tl.int64) * EXCLUDED + each, mask=row < n, other=-1) - first
-        logits = tl.where(column[None, :] == left_out[:, None], -INF, logits)
+    for each in tl.static_range(LEFT_OUT):
+        other = tl.load(left_out + row.to(tl.int64) * LEFT_OUT + each, mask=row < n, other=-1) - first
+        logits = tl.where(column[None, :] == other[:, None], -INF, logits)
+    if row_ids is not None:
+        row_id = tl.load(row_ids + row, mask=row < n, other=0)
+        key_id = tl.load(key_ids + column, mask=column < m, other=0)
+        logits = tl.where(row_id[:, None] == key_id[None, :], -INF, logits)
     if softmax is None:
         peak = tl.max(logits, 1)
         anchor = tl.where(tl.abs(peak) == INF, 0.0, peak)
         total = tl.sum(tl.exp2((logits - anchor[:, None]) * LOG2_E), 1)
         tl.store(sums + row.to(tl.int64) * sums_stride + across, anchor + tl.log2(total) * LN_2, mask=row < n)
     else:
-        level = tl.load(lse + row, mask=row < n, other=INF)
-        level = tl.where(level == -INF, INF, level) * LOG2_E
-        share = tl.exp2(logits * LOG2_E - level[:, None])
+        height_of_row = tl.load(level + row, mask=row < n, other=INF)
+        height_of_row = tl.where(height_of_row == -INF, INF, height_of_row)
+        share = tl.exp2((logits - height_of_row[:, None]) * LOG2_E)
         if weight is not None:
             share = share * tl.load(weight + row, mask=row < n, other=0.0)[:, None]
         pointers = softmax + row.to(tl.int64)[:, None] * softmax_stride + column[None, :]
@@ -232,38 +296,50 @@ def _logits_tile(
 
 
 @triton.jit
+def _visible(
+    value, column, row, left_out, row_ids, column_ids, first, identified, LEFT_OUT: tl.constexpr
+):  # fmt: skip
+    """Mask what the row leaves out."""
+    for each in tl.static_range(LEFT_OUT):
+        value = tl.where(column == tl.load(left_out + row * LEFT_OUT + each) - first, -INF, value)
+    if row_ids is not None:
+        known = column < identified
+        same = tl.load(column_ids + column, mask=known, other=0) == tl.load(row_ids + row)
+        value = tl.where(known & same, -INF, value)
+    return value
+
+
+@triton.jit(do_not_specialize=["columns", "first", "identified"])
 def _softmax_row(
-    logits, excluded, lse, weight, columns, first, stride,
-    BLOCK: tl.constexpr, EXCLUDED: tl.constexpr, KNOWN: tl.constexpr, STORE: tl.constexpr,
+    logits, left_out, row_ids, column_ids, level, weight, columns, first, stride, identified,
+    BLOCK: tl.constexpr, LEFT_OUT: tl.constexpr, KNOWN: tl.constexpr, STORE: tl.constexpr,
 ):  # fmt: skip
     """Turn a row of logits into its softmax, in place."""
     row = tl.program_id(0).to(tl.int64)
     logits += row * stride
     offset = tl.arange(0, BLOCK)
     if KNOWN:
-        level = tl.load(lse + row)
+        height = tl.load(level + row)
     else:
         peak = tl.full([], -INF, tl.float32)
         total = tl.zeros([], tl.float32)
         for start in range(0, columns, BLOCK):
             column = start + offset
             value = tl.load(logits + column, mask=column < columns, other=-INF)
-            for each in tl.static_range(EXCLUDED):
-                value = tl.where(column == tl.load(excluded + row * EXCLUDED + each) - first, -INF, value)
+            value = _visible(value, column, row, left_out, row_ids, column_ids, first, identified, LEFT_OUT)
             higher = tl.maximum(peak, tl.max(value, 0))
             anchor = tl.where(tl.abs(higher) == INF, 0.0, higher)
             total = total * tl.exp2((peak - anchor) * LOG2_E) + tl.sum(tl.exp2((value - anchor) * LOG2_E), 0)
             peak = higher
-        level = tl.where(tl.abs(peak) == INF, 0.0, peak) + tl.log2(total) * LN_2
-        tl.store(lse + row, level)
+        height = tl.where(tl.abs(peak) == INF, 0.0, peak) + tl.log2(total) * LN_2
+        tl.store(level + row, height)
     if STORE:
-        level = tl.where(level == -INF, INF, level)
+        height = tl.where(height == -INF, INF, height)
         factor = tl.full([], 1.0, tl.float32)
         if weight is not None:
             factor = tl.load(weight + row)
         for start in range(0, columns, BLOCK):
             column = start + offset
             value = tl.load(logits + column, mask=column < columns, other=-INF)
-            for each in tl.static_range(EXCLUDED):
-                value = tl.where(column == tl.load(excluded + row * EXCLUDED + each) - first, -INF, value)
-            tl.store(logits + column, tl.exp2((value - level) * LOG2_E) * factor, mask=column < columns)
+            value = _visible(value, column, row, left_out, row_ids, column_ids, first, identified, LEFT_OUT)
+            tl.store(logits + column, tl.exp2((value - height) * LOG2_E) * factor, mask=column < columns)

@@ -1,10 +1,14 @@
 # mypy: disable-error-code="import-untyped, no-untyped-def, untyped-decorator"
-"""The row log-sum-exp in one fused sweep, for rows short enough that a tile of them stays on the chip.
+"""Both sweeps fused, for rows short enough that a tile of them stays on the chip.
 
-Each program keeps a tile of rows of one side and sweeps over the rows of the other: queries over keys for the
-log-sum-exp and its query gradient, keys over queries for the key gradient. A swept tile is loaded once and enters two
-matrix products, the logits and the weighted sum, so that no logit leaves the chip. Where one side has too few tiles to
-fill the card, each sweep is split between programs and their partial results are merged.
+Each program keeps a tile of rows of one side and sweeps over the rows of the other: queries over columns for the
+log-sum-exp and the mean key, keys over queries for the key gradient. A swept tile is loaded once and enters two matrix
+products, the logits and the weighted sum, so that no logit leaves the chip. Where one side has too few tiles to fill
+the card, each sweep is split between programs and their partial results are merged.
+
+One compiled kernel serves every batch size and every queue: sizes are not specialised, and keys and negatives are swept
+by one loop. What few steps need, a mask at the ragged end or for columns left out, is a branch that the others pass by:
+a step knows the lowest and the highest column that its rows leave out, and rows mostly leave out their own.
 """
 
 import functools
@@ -14,8 +18,11 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.nn import functional as F
 
-from imix_aug._triton_launch import first_that_fits, multiprocessors, on_device
+from imix_aug._cross_entropy.columns import LeftOut
+from imix_aug._cross_entropy.triton_tiles import Tile, tiles_for_keys, tiles_for_queries
+from imix_aug._triton_launch import capability, first_that_fits, multiprocessors, on_device
 
 LOG2_E = tl.constexpr(math.log2(math.e))
 LN_2 = tl.constexpr(math.log(2))
@@ -23,95 +30,107 @@ INF = tl.constexpr(math.inf)
 
 MAX_DIM = 256
 
-# (rows kept, rows swept, warps, stages) by (D at most, bytes an element), the preferred one first; the next is taken
-# where shared memory does not suffice. The sum kept is (rows kept x D) float32 in registers: with 8 warps 64 a thread
-# for 128 x 128, and as many for the logits; at D = 256 it takes 128, which leaves room for half the logits. 128 rows
-# kept do 256 operations for each byte swept in 16 bits: 600 TFLOP/s then ask 2.3 TB/s of the second-level cache.
-Tile = tuple[int, int, int, int]
-TILES: dict[tuple[int, int], list[Tile]] = {
-    (64, 2): [(128, 128, 8, 3), (128, 64, 4, 2), (64, 32, 4, 2)],
-    (128, 2): [(128, 128, 8, 2), (128, 64, 8, 2), (64, 32, 4, 2)],
-    (256, 2): [(128, 64, 8, 2), (64, 32, 4, 2), (32, 32, 4, 1)],
-    (64, 4): [(128, 64, 8, 2), (64, 64, 4, 2), (64, 32, 4, 2)],
-    (128, 4): [(128, 64, 8, 2), (64, 32, 4, 2), (32, 32, 4, 1)],
-    (256, 4): [(64, 32, 8, 2), (32, 32, 4, 1), (16, 16, 4, 1)],
-}
+# So many left-out columns stay in registers throughout a sweep; further ones are loaded in each step.
+MANY = tl.constexpr(4)
+
+# What belongs to the swept rows is padded to whole steps of any tile.
+_LONGEST_STEP = 128
 
 
-def row_logsumexp(
-    query: Tensor, key: Tensor, negatives: Tensor | None, excluded: Tensor | None, want_grad: bool
+def sweep_keys(
+    query: Tensor, key: Tensor, negatives: Tensor | None, left_out: LeftOut, wants_mean: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the rows' log-sum-exp and, if wanted, its gradient in each query row: the softmax-weighted keys."""
-    query, key = _unit_stride(query), _unit_stride(key)
-    more = key[:0] if negatives is None else _unit_stride(negatives)
-    (n, d), m, k = query.shape, len(key), len(more)
+    """Return each row's log-sum-exp over all columns that it does not leave out, and its softmax-weighted mean key."""
+    (n, d), m, k = query.shape, len(key), 0 if negatives is None else len(negatives)
+    query, key = packed(query), packed(key)
+    more = key if negatives is None or k == 0 else packed(negatives)
+    columns = None if left_out.columns is None else left_out.columns.to(torch.int32).contiguous()
     lse = query.new_empty(n, dtype=torch.float32)
-    grad = query.new_empty((n, d), dtype=torch.float32) if want_grad else None
-    width, case = _width(d), (max(64, _width(d)), query.element_size())
+    mean = torch.empty_like(query, dtype=torch.float32) if wants_mean else None
+    depth, width = query.shape[1], _width(d)
 
     def launch(tile: Tile) -> None:
         kept, swept, warps, stages = tile
-        tiles = triton.cdiv(n, kept)
-        splits = _splits(tiles, triton.cdiv(m, swept) + triton.cdiv(k, swept), multiprocessors(query.device))
+        programs = triton.cdiv(n, kept)
+        splits = _splits(programs, triton.cdiv(m, swept) + triton.cdiv(k, swept), multiprocessors(query.device))
         partial_lse = lse if splits == 1 else lse.new_empty((splits, n))
-        partial_grad = grad if grad is None or splits == 1 else grad.new_empty((splits, n, d))
-        _sweep_keys[tiles, splits](
-            query, key, more, excluded, partial_lse, partial_grad,
-            n, m, k, d, query.stride(0), key.stride(0), more.stride(0), splits,
+        partial_mean = mean if mean is None or splits == 1 else mean.new_empty((splits, *mean.shape))
+        _sweep_keys[programs, splits](
+            query, key, more, columns, *ids_of(left_out), partial_lse, partial_mean, n, m, k, depth, splits,
             KEPT=kept, SWEPT=swept, WIDTH=width, SHIFT=_shift(query),
-            EXCLUDED=_columns(excluded),
-            PART_WIDTH=width != d, PART_KEYS=m % swept != 0, PART_MORE=k % swept != 0,
+            LEFT_OUT=0 if columns is None else columns.shape[1],
+            PART_WIDTH=width != depth,
             num_warps=warps, num_stages=stages, enable_fp_fusion=True,
         )  # fmt: skip
         if splits > 1:
             _merge[n,](
-                partial_lse, partial_grad, lse, grad, n, d, splits,
-                SPLITS=triton.next_power_of_2(splits), WIDTH=width, num_warps=4, enable_fp_fusion=True,
+                partial_lse, partial_mean, lse, mean, n, depth, splits,
+                WIDTH=width, num_warps=4, enable_fp_fusion=True,
             )  # fmt: skip
 
+    tiles = tiles_for_keys(capability(query.device), query.element_size(), width)
     with on_device(query):
-        first_that_fits(launch, _tiles(case, query.device), "keys", query.device, case)
-    return lse, grad
+        first_that_fits(launch, tiles, "keys", query.device, query.dtype, width)
+    return lse, None if mean is None else mean[:, :d]
 
 
-def key_grad(query: Tensor, key: Tensor, excluded: Tensor | None, lse: Tensor, weight: Tensor | None) -> Tensor:
-    """Return ``sum_i weight_i softmax_ij query_i`` for each key j; without weights, all of them are one."""
-    query, key = _unit_stride(query), _unit_stride(key)
+def sweep_queries(query: Tensor, key: Tensor, left_out: LeftOut, level: Tensor, weight: Tensor) -> Tensor:
+    """Return ``sum_i weight_i exp(s_ij - level_i) query_i`` for each key j, over the rows that do not leave it out."""
     (n, d), m = query.shape, len(key)
+    if m == 0:
+        return key.new_empty(key.shape, dtype=torch.float32)
+    query, key = packed(query), packed(key)
+    depth, width, shift = query.shape[1], _width(d), _shift(query)
+    # Rows beyond the last get an exponent of minus infinity, and so no share of anything.
+    padding = -n % _LONGEST_STEP
+    offset = F.pad(torch.add(shift, level, alpha=-LOG2_E.value), (0, padding), value=-math.inf)
     scale = None
-    if weight is not None:
+    if shift:
         # Weights such as 1 / N would underflow in float16, so the products see them in units of the largest one.
         scale = weight.abs().amax()
-        weight = (weight / torch.where(scale == 0, 1, scale)).contiguous()
-    width, case = _width(d), (max(64, _width(d)), query.element_size())
+        weight = weight / torch.where(scale == 0, 1, scale)
+    weight = F.pad(weight, (0, padding))
+    columns = None if left_out.columns is None else F.pad(left_out.columns.t().to(torch.int32), (0, padding), value=-1)
 
     def launch(tile: Tile) -> Tensor:
         kept, swept, warps, stages = tile
-        tiles = triton.cdiv(m, kept)
-        splits = _splits(tiles, triton.cdiv(n, swept), multiprocessors(query.device))
-        partial = key.new_empty((splits, m, d), dtype=torch.float32)
-        _sweep_queries[tiles, splits](
-            query, key, excluded, lse, weight, scale, partial,
-            n, m, d, query.stride(0), key.stride(0), splits,
-            KEPT=kept, SWEPT=swept, WIDTH=width, SHIFT=_shift(query),
-            EXCLUDED=_columns(excluded), PART_WIDTH=width != d, PART_ROWS=n % swept != 0,
+        programs = triton.cdiv(m, kept)
+        splits = _splits(programs, triton.cdiv(n, swept), multiprocessors(query.device))
+        partial = torch.empty((splits, *key.shape), dtype=torch.float32, device=key.device)
+        lowest, highest = (None, None) if columns is None else columns.view(len(columns), -1, swept).aminmax(dim=2)
+        _sweep_queries[programs, splits](
+            query, key, columns, lowest, highest, *ids_of(left_out)[:2], offset, weight, scale, partial,
+            n, m, depth, len(offset), splits,
+            KEPT=kept, SWEPT=swept, WIDTH=width, SHIFT=shift, LEFT_OUT=0 if columns is None else len(columns),
+            PART_WIDTH=width != depth,
             num_warps=warps, num_stages=stages, enable_fp_fusion=True,
         )  # fmt: skip
         return partial[0] if splits == 1 else partial.sum(dim=0)
 
+    tiles = tiles_for_queries(capability(query.device), query.element_size(), width)
     with on_device(query):
-        return first_that_fits(launch, _tiles(case, query.device), "queries", query.device, case)
+        grad = first_that_fits(launch, tiles, "queries", query.device, query.dtype, width)
+    return grad[:, :d]
 
 
-def _tiles(case: tuple[int, int], device: torch.device) -> list[Tile]:
-    """Return the tiles to try; before Hopper operands take registers too, and the first tiles would spill theirs."""
-    hopper = device.type != "cuda" or torch.cuda.get_device_capability(device) >= (9, 0)
-    return TILES[case] if hopper else TILES[case][1:]
+def packed(rows: Tensor) -> Tensor:
+    """Return rows that follow each other, each on whole 16 elements, with zeros added: wide loads in every sweep.
+
+    What is not so is copied, one pass over (N, D).
+    """
+    if rows.shape[1] % 16:
+        return F.pad(rows, (0, -rows.shape[1] % 16))
+    return (
+        rows
+        if rows.is_contiguous() and rows.data_ptr() % 16 == 0
+        else rows.clone(memory_format=torch.contiguous_format)
+    )
 
 
-def _unit_stride(rows: Tensor) -> Tensor:
-    """Copy rows whose elements lie apart: one pass over (N, D) buys whole words in every sweep."""
-    return rows if rows.stride(1) == 1 else rows.contiguous()
+def ids_of(left_out: LeftOut) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Return the ids of rows, keys and negatives, or none."""
+    rows, keys, more = (None if ids is None else ids.contiguous() for ids in left_out[1:])
+    return (None, None, None) if rows is None or keys is None else (rows, keys, more)
 
 
 def _width(d: int) -> int:
@@ -123,10 +142,6 @@ def _width(d: int) -> int:
 def _shift(rows: Tensor) -> int:
     """A softmax over many keys falls below float16's normal numbers, so it enters the products times 2 ** shift."""
     return 15 if rows.dtype == torch.float16 else 0
-
-
-def _columns(excluded: Tensor | None) -> int:
-    return 0 if excluded is None else excluded.shape[1]
 
 
 @functools.lru_cache
@@ -144,49 +159,101 @@ def _splits(tiles: int, steps: int, processors: int) -> int:
 
 @triton.jit
 def _load_rows(
-    rows, stride, start, count, d,
-    ROWS: tl.constexpr, WIDTH: tl.constexpr, PART_ROWS: tl.constexpr, PART_WIDTH: tl.constexpr,
+    rows, start, count, depth, ROWS: tl.constexpr, WIDTH: tl.constexpr, PART_WIDTH: tl.constexpr
 ):  # fmt: skip
     """Load a tile of rows, zero beyond the last row and column. Only the tile's start takes 64 bits."""
     row = tl.arange(0, ROWS)[:, None]
     column = tl.arange(0, WIDTH)[None, :]
-    pointers = rows + tl.cast(start, tl.int64) * stride + (row * stride + column)
-    if PART_ROWS and PART_WIDTH:
-        tile = tl.load(pointers, mask=(start + row < count) & (column < d), other=0.0)
-    elif PART_ROWS:
-        tile = tl.load(pointers, mask=start + row < count, other=0.0)
-    elif PART_WIDTH:
-        tile = tl.load(pointers, mask=column < d, other=0.0)
-    else:
-        tile = tl.load(pointers)
-    return tile
+    pointers = rows + tl.cast(start, tl.int64) * depth + (row * depth + column)
+    real = row < count - start
+    if PART_WIDTH:
+        real = real & (column < depth)
+    return tl.load(pointers, mask=real, other=0.0)
 
 
 @triton.jit
-def _store_rows(pointer, tile, start, count, d, ROWS: tl.constexpr, WIDTH: tl.constexpr):
-    """Store a tile of float32 rows that lie d apart."""
-    row = start + tl.arange(0, ROWS)[:, None]
+def _store_rows(pointer, tile, start, count, depth, ROWS: tl.constexpr, WIDTH: tl.constexpr, PART_WIDTH: tl.constexpr):
+    """Store a tile of float32 rows."""
+    row = tl.arange(0, ROWS)[:, None]
     column = tl.arange(0, WIDTH)[None, :]
-    tl.store(pointer + (row.to(tl.int64) * d + column), tile, mask=(row < count) & (column < d))
+    real = row < count - start
+    if PART_WIDTH:
+        real = real & (column < depth)
+    tl.store(pointer + tl.cast(start, tl.int64) * depth + (row * depth + column), tile, mask=real)
 
 
 @triton.jit
-def _absorb(
-    query, peak, total, grad, keys, excluded, stride, first, last, n, count, d, row,
-    SWEPT: tl.constexpr, WIDTH: tl.constexpr, SHIFT: tl.constexpr, EXCLUDED: tl.constexpr,
-    PART_WIDTH: tl.constexpr, PART_KEYS: tl.constexpr, WANT_GRAD: tl.constexpr,
+def _left_out_column(left_out, row, n, each: tl.constexpr, LEFT_OUT: tl.constexpr):
+    """Return one left-out column of each row, or none, and the lowest and the highest of them."""
+    column = row * 0 - 1
+    if each < LEFT_OUT:
+        column = tl.load(left_out + row.to(tl.int64) * LEFT_OUT + each, mask=row < n, other=-1)
+    return column, tl.min(tl.where(row < n, column, 2147483647), 0), tl.max(column, 0)
+
+
+@triton.jit
+def _leave_out(logits, column, left_out, lowest, highest, first, SWEPT: tl.constexpr):
+    """Mask one column of each row, if the tile has any of them."""
+    if (lowest < first + SWEPT) & (highest >= first):
+        logits = tl.where(column[None, :] == (left_out - first)[:, None], -INF, logits)
+    return logits
+
+
+@triton.jit(do_not_specialize=["n", "m", "k", "splits"])
+def _sweep_keys(
+    query, key, more, left_out, row_ids, key_ids, more_ids, lse, mean, n, m, k, depth, splits,
+    KEPT: tl.constexpr, SWEPT: tl.constexpr, WIDTH: tl.constexpr, SHIFT: tl.constexpr, LEFT_OUT: tl.constexpr,
+    PART_WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Add the keys of the steps first to last to the running softmax: its peak, its total, its weighted keys."""
-    for step in range(first, last):
-        start = step * SWEPT
-        key = _load_rows(keys, stride, start, count, d, SWEPT, WIDTH, PART_KEYS, PART_WIDTH)
-        logits = tl.dot(query, tl.trans(key), input_precision="tf32")
-        column = start + tl.arange(0, SWEPT)
-        if PART_KEYS:
-            logits = tl.where(column[None, :] < count, logits, -INF)
-        for each in tl.static_range(EXCLUDED):
-            left_out = tl.load(excluded + row.to(tl.int64) * EXCLUDED + each, mask=row < n, other=-1)
-            logits = tl.where(column[None, :] == left_out[:, None], -INF, logits)
+    """Give a tile of queries the log-sum-exp and the mean key of one split of the columns."""
+    start = tl.program_id(0) * KEPT
+    split = tl.program_id(1)
+    row = start + tl.arange(0, KEPT)
+    tile = _load_rows(query, start, n, depth, KEPT, WIDTH, PART_WIDTH)
+    left_0, lowest_0, highest_0 = _left_out_column(left_out, row, n, 0, LEFT_OUT)
+    left_1, lowest_1, highest_1 = _left_out_column(left_out, row, n, 1, LEFT_OUT)
+    left_2, lowest_2, highest_2 = _left_out_column(left_out, row, n, 2, LEFT_OUT)
+    left_3, lowest_3, highest_3 = _left_out_column(left_out, row, n, 3, LEFT_OUT)
+    if row_ids is not None:
+        row_id = tl.load(row_ids + row, mask=row < n, other=0)
+    peak = tl.full([KEPT], -INF, tl.float32)
+    total = tl.zeros([KEPT], tl.float32)
+    weighted = tl.zeros([KEPT, WIDTH], tl.float32)
+    column = tl.arange(0, SWEPT)
+
+    key_steps = tl.cdiv(m, SWEPT)
+    steps = key_steps + tl.cdiv(k, SWEPT)
+    share = tl.cdiv(steps, splits)
+    for step in range(split * share, tl.minimum(split * share + share, steps)):
+        in_key = step < key_steps
+        first = tl.where(in_key, step, step - key_steps) * SWEPT
+        count = tl.where(in_key, m, k)
+        swept = _load_rows(tl.where(in_key, key, more), first, count, depth, SWEPT, WIDTH, PART_WIDTH)
+        logits = tl.dot(tile, tl.trans(swept), input_precision="tf32")
+        if first + SWEPT > count:
+            logits = tl.where(column[None, :] < count - first, logits, -INF)
+        if LEFT_OUT > 0:
+            # What is left out by its number is a key, none of the negatives.
+            here = tl.where(in_key, first, 2147483647 - SWEPT)
+            logits = _leave_out(logits, column, left_0, lowest_0, highest_0, here, SWEPT)
+            if LEFT_OUT > 1:
+                logits = _leave_out(logits, column, left_1, lowest_1, highest_1, here, SWEPT)
+            if LEFT_OUT > 2:
+                logits = _leave_out(logits, column, left_2, lowest_2, highest_2, here, SWEPT)
+            if LEFT_OUT > 3:
+                logits = _leave_out(logits, column, left_3, lowest_3, highest_3, here, SWEPT)
+            for each in tl.static_range(MANY, LEFT_OUT):
+                other = tl.load(left_out + row.to(tl.int64) * LEFT_OUT + each, mask=row < n, other=-1)
+                logits = tl.where(column[None, :] == (other - here)[:, None], -INF, logits)
+        if row_ids is not None:
+            if more_ids is None:
+                column_id = tl.load(key_ids + first + column, mask=in_key & (column < count - first), other=0)
+                logits = tl.where(in_key & (column_id[None, :] == row_id[:, None]), -INF, logits)
+            else:
+                ids = tl.where(in_key, key_ids, more_ids) + first
+                column_id = tl.load(ids + column, mask=column < count - first, other=0)
+                logits = tl.where(column_id[None, :] == row_id[:, None], -INF, logits)
+
         # A maximum passes over NaN; the total below does not. With an infinite peak, whose difference from itself
         # would be NaN, nothing is subtracted: exp2 gives the right zeros and infinities as it stands.
         higher = tl.maximum(peak, tl.max(logits, 1))
@@ -194,99 +261,78 @@ def _absorb(
         weight = tl.exp2(logits * LOG2_E - (anchor - SHIFT)[:, None])
         fade = tl.exp2(peak * LOG2_E - anchor)
         total = total * fade + tl.sum(weight, 1)
-        if WANT_GRAD:
-            grad = tl.dot(weight.to(key.dtype), key, grad * fade[:, None], input_precision="tf32")
+        if mean is not None:
+            weighted = tl.dot(weight.to(swept.dtype), swept, weighted * fade[:, None], input_precision="tf32")
         peak = higher
-    return peak, total, grad
-
-
-@triton.jit
-def _sweep_keys(
-    query, key, more, excluded, lse, grad, n, m, k, d, query_stride, key_stride, more_stride, splits,
-    KEPT: tl.constexpr, SWEPT: tl.constexpr, WIDTH: tl.constexpr, SHIFT: tl.constexpr, EXCLUDED: tl.constexpr,
-    PART_WIDTH: tl.constexpr, PART_KEYS: tl.constexpr, PART_MORE: tl.constexpr,
-):  # fmt: skip
-    """Give a tile of queries the log-sum-exp and the softmax-weighted keys of one split of the keys."""
-    start = tl.program_id(0) * KEPT
-    split = tl.program_id(1)
-    row = start + tl.arange(0, KEPT)
-    tile = _load_rows(query, query_stride, start, n, d, KEPT, WIDTH, True, PART_WIDTH)
-    peak = tl.full([KEPT], -INF, tl.float32)
-    total = tl.zeros([KEPT], tl.float32)
-    weighted = tl.zeros([KEPT, WIDTH], tl.float32)
-
-    key_steps = tl.cdiv(m, SWEPT)
-    steps = key_steps + tl.cdiv(k, SWEPT)
-    share = tl.cdiv(steps, splits)
-    first = split * share
-    last = tl.minimum(first + share, steps)
-    peak, total, weighted = _absorb(
-        tile, peak, total, weighted, key, excluded, key_stride, first, tl.minimum(last, key_steps), n, m, d, row,
-        SWEPT, WIDTH, SHIFT, EXCLUDED, PART_WIDTH, PART_KEYS, grad is not None,
-    )  # fmt: skip
-    peak, total, weighted = _absorb(
-        tile, peak, total, weighted, more, None, more_stride, tl.maximum(first - key_steps, 0), last - key_steps,
-        n, k, d, row, SWEPT, WIDTH, SHIFT, 0, PART_WIDTH, PART_MORE, grad is not None,
-    )  # fmt: skip
 
     anchor = tl.where(tl.abs(peak) == INF, 0.0, peak)
-    result = anchor + (tl.log2(total) - SHIFT) * LN_2
-    tl.store(lse + split.to(tl.int64) * n + row, result, mask=row < n)
-    if grad is not None:
+    tl.store(lse + split.to(tl.int64) * n + row, anchor + (tl.log2(total) - SHIFT) * LN_2, mask=row < n)
+    if mean is not None:
         weighted = weighted * tl.where(total == 0, 0.0, 1 / total)[:, None]
-        _store_rows(grad + split.to(tl.int64) * n * d, weighted, start, n, d, KEPT, WIDTH)
+        _store_rows(mean + split.to(tl.int64) * n * depth, weighted, start, n, depth, KEPT, WIDTH, PART_WIDTH)
 
 
-@triton.jit
-def _merge(partial_lse, partial_grad, lse, grad, n, d, splits, SPLITS: tl.constexpr, WIDTH: tl.constexpr):
-    """Merge the splits of one row: each counts by its share of the total."""
+@triton.jit(do_not_specialize=["n", "splits"])
+def _merge(partial_lse, partial_mean, lse, mean, n, depth, splits, WIDTH: tl.constexpr):
+    """Merge the splits of one row, eight at a time: each counts by its share of the total."""
     row = tl.program_id(0).to(tl.int64)
-    split = tl.arange(0, SPLITS)
-    logs = tl.load(partial_lse + split * n + row, mask=split < splits, other=-INF)
-    peak = tl.max(logs, 0)
+    column = tl.arange(0, WIDTH)
+    peak = tl.full([], -INF, tl.float32)
+    for start in range(0, splits, 32):
+        split = start + tl.arange(0, 32)
+        logs = tl.load(partial_lse + split.to(tl.int64) * n + row, mask=split < splits, other=-INF)
+        peak = tl.maximum(peak, tl.max(logs, 0))
     anchor = tl.where(tl.abs(peak) == INF, 0.0, peak)
-    whole = anchor + tl.log2(tl.sum(tl.exp2((logs - anchor) * LOG2_E), 0)) * LN_2
-    tl.store(lse + row, whole)
-    if grad is not None:
-        column = tl.arange(0, WIDTH)
-        total = tl.zeros([WIDTH], tl.float32)
-        anchor = tl.where(whole == -INF, 0.0, whole)
-        for each in range(splits):
-            share = tl.exp2((tl.load(partial_lse + tl.cast(each, tl.int64) * n + row) - anchor) * LOG2_E)
-            part = partial_grad + (tl.cast(each, tl.int64) * n + row) * d + column
-            total += share * tl.load(part, mask=column < d, other=0.0)
-        tl.store(grad + row * d + column, total, mask=column < d)
+    total = tl.zeros([], tl.float32)
+    merged = tl.zeros([WIDTH], tl.float32)
+    for start in range(0, splits, 8):
+        split = start + tl.arange(0, 8)
+        logs = tl.load(partial_lse + split.to(tl.int64) * n + row, mask=split < splits, other=-INF)
+        share = tl.exp2((logs - anchor) * LOG2_E)
+        total += tl.sum(share, 0)
+        if mean is not None:
+            part = partial_mean + (split.to(tl.int64) * n + row)[:, None] * depth + column[None, :]
+            mask = (split < splits)[:, None] & (column < depth)[None, :]
+            merged += tl.sum(share[:, None] * tl.load(part, mask=mask, other=0.0), 0)
+    tl.store(lse + row, anchor + tl.log2(total) * LN_2)
+    if mean is not None:
+        tl.store(mean + row * depth + column, merged * tl.where(total == 0, 0.0, 1 / total), mask=column < depth)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "m", "splits"])
 def _sweep_queries(
-    query, key, excluded, lse, weight, scale, grad, n, m, d, query_stride, key_stride, splits,
-    KEPT: tl.constexpr, SWEPT: tl.constexpr, WIDTH: tl.constexpr, SHIFT: tl.constexpr, EXCLUDED: tl.constexpr,
-    PART_WIDTH: tl.constexpr, PART_ROWS: tl.constexpr,
+    query, key, left_out, lowest, highest, row_ids, key_ids, offset, weight, scale, grad,
+    n, m, depth, padded, splits,
+    KEPT: tl.constexpr, SWEPT: tl.constexpr, WIDTH: tl.constexpr, SHIFT: tl.constexpr, LEFT_OUT: tl.constexpr,
+    PART_WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Give a tile of keys the softmax-weighted queries of one split of the queries."""
+    """Give a tile of keys the weighted queries of one split of the queries."""
     start = tl.program_id(0) * KEPT
     split = tl.program_id(1)
     column = start + tl.arange(0, KEPT)
-    tile = _load_rows(key, key_stride, start, m, d, KEPT, WIDTH, True, PART_WIDTH)
+    tile = _load_rows(key, start, m, depth, KEPT, WIDTH, PART_WIDTH)
+    if row_ids is not None:
+        column_id = tl.load(key_ids + column, mask=column < m, other=0)
     total = tl.zeros([KEPT, WIDTH], tl.float32)
-    share = tl.cdiv(tl.cdiv(n, SWEPT), splits)
-    for step in range(split * share, tl.minimum(split * share + share, tl.cdiv(n, SWEPT))):
+    steps = tl.cdiv(n, SWEPT)
+    share = tl.cdiv(steps, splits)
+    for step in range(split * share, tl.minimum(split * share + share, steps)):
         first = step * SWEPT
         row = first + tl.arange(0, SWEPT)
-        rows = _load_rows(query, query_stride, first, n, d, SWEPT, WIDTH, PART_ROWS, PART_WIDTH)
+        rows = _load_rows(query, first, n, depth, SWEPT, WIDTH, PART_WIDTH)
         logits = tl.dot(tile, tl.trans(rows), input_precision="tf32")
-        # Rows beyond the last, and rows without a single column, get an infinite log-sum-exp: softmax zero.
-        level = tl.load(lse + row, mask=row < n, other=INF)
-        level = tl.where(level == -INF, INF, level) * LOG2_E
-        softmax = tl.exp2(logits * LOG2_E - (level - SHIFT)[None, :])
-        for each in tl.static_range(EXCLUDED):
-            left_out = tl.load(excluded + row.to(tl.int64) * EXCLUDED + each, mask=row < n, other=-1)
-            softmax = tl.where(column[:, None] == left_out[None, :], 0.0, softmax)
-        if weight is not None:
-            softmax = softmax * tl.load(weight + row, mask=row < n, other=0.0)[None, :]
-        total = tl.dot(softmax.to(rows.dtype), rows, total, input_precision="tf32")
+        exponent = logits * LOG2_E + tl.load(offset + row)[None, :]
+        for each in tl.static_range(LEFT_OUT):
+            place = each * (padded // SWEPT) + step
+            if (tl.load(lowest + place) < start + KEPT) & (tl.load(highest + place) >= start):
+                other = tl.load(left_out + each * padded + row)
+                exponent = tl.where(column[:, None] == other[None, :], -INF, exponent)
+        if row_ids is not None:
+            row_id = tl.load(row_ids + row, mask=row < n, other=0)
+            exponent = tl.where(column_id[:, None] == row_id[None, :], -INF, exponent)
+        power = tl.exp2(exponent) * tl.load(weight + row)[None, :]
+        total = tl.dot(power.to(rows.dtype), rows, total, input_precision="tf32")
     total = total * (0.5**SHIFT)
     if scale is not None:
         total = total * tl.load(scale)
-    _store_rows(grad + split.to(tl.int64) * m * d, total, start, m, d, KEPT, WIDTH)
+    _store_rows(grad + split.to(tl.int64) * m * depth, total, start, m, depth, KEPT, WIDTH, PART_WIDTH)

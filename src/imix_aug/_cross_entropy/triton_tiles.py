@@ -1,0 +1,81 @@
+"""How much a program of the fused sweeps holds at once, by card.
+
+The sum that a program keeps is (rows kept x D) float32 in registers, beside it a tile of logits; swept rows lie in
+shared memory. Each tile here is, as compiled, one of the fewest instructions per logit among those that spill no
+register and fit the card's shared memory (``tests/compiled_kernels.py``). No clock was asked: no card was at hand.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Tile(NamedTuple):
+    """Rows kept, rows swept in a step, warps, and steps that are loaded ahead."""
+
+    kept: int
+    swept: int
+    warps: int
+    stages: int
+
+
+# By the bytes of an element and the width of a row, for the sweep over keys and the one over queries.
+_Tiles = dict[tuple[int, int], tuple[Tile, Tile]]
+
+# Matrix units that read shared memory and leave sums in registers.
+_HOPPER: _Tiles = {
+    (2, 64): (Tile(128, 128, 8, 3), Tile(128, 128, 8, 3)),
+    (2, 128): (Tile(128, 128, 8, 2), Tile(128, 128, 8, 2)),
+    (2, 256): (Tile(128, 64, 8, 2), Tile(128, 64, 8, 2)),
+    (4, 64): (Tile(128, 64, 8, 2), Tile(128, 64, 8, 2)),
+    (4, 128): (Tile(128, 64, 8, 2), Tile(128, 64, 8, 2)),
+    (4, 256): (Tile(64, 32, 8, 2), Tile(64, 32, 8, 2)),
+}
+
+# Matrix units with a memory of their own for sums.
+_BLACKWELL: _Tiles = {
+    (2, 64): (Tile(128, 128, 8, 2), Tile(128, 128, 8, 2)),
+    (2, 128): (Tile(128, 64, 8, 2), Tile(128, 128, 8, 2)),
+    (2, 256): (Tile(64, 64, 8, 2), Tile(128, 64, 8, 2)),
+    (4, 64): (Tile(128, 128, 8, 2), Tile(128, 128, 8, 2)),
+    (4, 128): (Tile(128, 64, 8, 2), Tile(128, 64, 8, 2)),
+    (4, 256): (Tile(64, 32, 8, 2), Tile(64, 32, 8, 2)),
+}
+
+# Matrix units whose operands take registers too.
+_AMPERE: _Tiles = {
+    (2, 64): (Tile(128, 64, 8, 2), Tile(128, 64, 8, 2)),
+    (2, 128): (Tile(128, 64, 8, 2), Tile(64, 64, 4, 2)),
+    (2, 256): (Tile(128, 64, 8, 2), Tile(64, 64, 4, 2)),
+    (4, 64): (Tile(128, 64, 8, 2), Tile(128, 32, 8, 2)),
+    (4, 128): (Tile(128, 32, 8, 2), Tile(64, 64, 4, 2)),
+    (4, 256): (Tile(64, 32, 8, 2), Tile(32, 32, 4, 1)),
+}
+
+# The same with 99 KiB of shared memory.
+_SMALL: _Tiles = {
+    **_AMPERE,
+    (2, 256): (Tile(64, 64, 8, 2), Tile(64, 64, 4, 2)),
+    (4, 256): (Tile(32, 32, 4, 1), Tile(32, 32, 4, 1)),
+}
+
+# For a compiler that needs more shared memory than the one these tiles were chosen with.
+_LAST = Tile(16, 16, 4, 1)
+
+
+def tiles_for_keys(capability: tuple[int, int], element_size: int, width: int) -> list[Tile]:
+    """Return the tile that a program keeps of the queries while it sweeps over the keys, and one that always fits."""
+    return [_card(capability)[element_size, max(64, width)][0], _LAST]
+
+
+def tiles_for_queries(capability: tuple[int, int], element_size: int, width: int) -> list[Tile]:
+    """Return the tile that a program keeps of the keys while it sweeps over the queries, and one that always fits."""
+    return [_card(capability)[element_size, max(64, width)][1], _LAST]
+
+
+def _card(capability: tuple[int, int]) -> _Tiles:
+    if capability[0] == 9:
+        return _HOPPER
+    if capability[0] in (10, 11):
+        return _BLACKWELL
+    return _AMPERE if capability in ((8, 0), (8, 7)) else _SMALL
