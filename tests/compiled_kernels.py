@@ -4,8 +4,8 @@ Triton's wheel brings all that this needs: the compiler, ``ptxas`` and ``cuobjdu
 Triton specialises the arguments itself.
 
     python tests/compiled_kernels.py 90 100            # one JSON object per kernel, for ``test_compiled.py``
-    python tests/compiled_kernels.py 90 100 --every    # rarer launches too
-    python tests/compiled_kernels.py 90 100 --table    # rows for docs/performance.md
+    python tests/compiled_kernels.py 90 100 --rarer    # rarer launches
+    python tests/compiled_kernels.py 90 100 --table    # rows of the table in docs/performance.md
 """
 
 import argparse
@@ -14,6 +14,7 @@ import json
 import re
 import subprocess
 import tempfile
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -105,29 +106,24 @@ def mix(dtype):
 
 def ordinary():
     """What is launched in most uses: i-Mix's two left-out columns, rows of a usual width, with a queue or without."""
-    for dtype in (torch.bfloat16, torch.float32):
-        for d in (64, 128, 256):
-            yield f"{str(dtype)[6:]} {d}", lambda d=d, dtype=dtype: sweep(2048, d, dtype, negatives=4096)
+    for dtype, d in ((torch.bfloat16, 64), (torch.bfloat16, 128), (torch.bfloat16, 256), (torch.float32, 128)):
+        yield f"{str(dtype)[6:]} {d}", partial(sweep, 2048, d, dtype, negatives=4096)
 
 
 def rarer():
     """Other launches."""
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        kind = str(dtype)[6:]
         for d in (16, 32, 100, 200):
-            yield f"{str(dtype)[6:]} {d}", lambda d=d, dtype=dtype: sweep(2048, d, dtype)
+            yield f"{kind} {d}", partial(sweep, 2048, d, dtype)
         for d in (64, 128, 256):
-            for count, ids in ((1, False), (4, False), (2, True), (6, True)):
-                name = f"{str(dtype)[6:]} {d}, {count} left out{', ids' if ids else ''}"
-                yield (
-                    name,
-                    lambda d=d, dtype=dtype, count=count, ids=ids: sweep(
-                        2048, d, dtype, left_out=count, negatives=4096, ids=ids, wants_mean=count != 1
-                    ),
-                )
-    for dtype in (torch.bfloat16, torch.float32):
+            for count, ids in ((1, False), (2, False), (4, False), (2, True), (6, True)):
+                name = f"{kind} {d}, {count} left out{', ids' if ids else ''}"
+                how = {"left_out": count, "ids": ids, "wants_mean": count != 1}
+                yield name, partial(sweep, 2048, d, dtype, negatives=4096, **how)
         for d in (300, 768):
-            yield f"{str(dtype)[6:]} {d}", lambda d=d, dtype=dtype: sweep(300, d, dtype, negatives=500, ids=True)
-        yield f"{str(dtype)[6:]} images", lambda dtype=dtype: mix(dtype)
+            yield f"{kind} {d}", partial(sweep, 300, d, dtype, negatives=500, ids=True)
+        yield f"{kind} images", partial(mix, dtype)
 
 
 def facts(name, kernel, options):
@@ -212,11 +208,11 @@ def kernels_for_many_batches(capability):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("capabilities", type=int, nargs="+")
-    parser.add_argument("--every", action="store_true")
+    parser.add_argument("--rarer", action="store_true")
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
     for capability in options.capabilities:
-        for case, launch in [*ordinary(), *(rarer() if options.every else [])]:
+        for case, launch in rarer() if options.rarer else ordinary():
             with card(capability) as compiled:
                 launch()
             for each in compiled.values():
@@ -225,9 +221,9 @@ def main():
                     print(json.dumps(fact), flush=True)
                 elif fact["step"]:
                     print(row(fact), flush=True)
-    if not options.table:
-        for capability in options.capabilities[-1:]:
-            print(json.dumps({"capability": capability, "batches": kernels_for_many_batches(capability)}))
+    if not options.table and not options.rarer:
+        capability = options.capabilities[-1]
+        print(json.dumps({"capability": capability, "batches": kernels_for_many_batches(capability)}))
 
 
 def row(fact):

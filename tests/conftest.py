@@ -4,8 +4,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-# Plugins that take something away from the process that imports them, as doctest collection would.
-collect_ignore = ["without_distributed.py", "without_triton.py"]
+# Plugins that take something away from the process that imports them, as doctest collection would; what needs Triton.
+collect_ignore = ["without_distributed.py", "without_triton.py", "compiled_kernels.py"]
 
 settings.register_profile(
     "default", deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow], derandomize=True

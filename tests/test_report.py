@@ -29,7 +29,7 @@ CARD = torch.device("cuda", 0)
 def _no_failure(monkeypatch):
     monkeypatch.setattr(_backend, "_failure", None)
     monkeypatch.setattr(_backend, "_import_error", lambda: None)
-    monkeypatch.setattr(_backend, "_capability", lambda device: (9, 0))
+    monkeypatch.setattr(_backend, "capability", lambda device: (9, 0))
 
 
 @pytest.mark.usefixtures("_no_failure")
@@ -45,7 +45,7 @@ def test_what_keeps_a_card_from_the_kernels_is_said(monkeypatch):
     with pytest.raises(ValueError, match="IMIX_AUG_BACKEND must be one of auto, torch, triton, got 'cuda'"):
         main.backend(CARD)
     monkeypatch.delenv("IMIX_AUG_BACKEND")
-    monkeypatch.setattr(_backend, "_capability", lambda device: (7, 5))
+    monkeypatch.setattr(_backend, "capability", lambda device: (7, 5))
     assert "compute capability 8.0 or more" in main.backend(CARD)
     monkeypatch.setattr(_backend, "_import_error", lambda: "it is not installed")
     assert "Triton cannot be imported: it is not installed" in main.backend(CARD)

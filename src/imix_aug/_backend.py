@@ -74,7 +74,7 @@ def why_not_triton(device: torch.device) -> str | None:
         return f'"torch" was chosen, by use_backend or {VARIABLE}'
     if (error := _import_error()) is not None:
         return f"Triton cannot be imported: {error}"
-    if _capability(device) < (8, 0):
+    if capability(device) < (8, 0):
         return "the kernels want compute capability 8.0 or more"
     if _failure is not None and name == "auto":
         return f"a kernel failed before: {_failure}"
@@ -126,5 +126,6 @@ def _one_line(error: BaseException) -> str:
 
 
 @functools.cache
-def _capability(device: torch.device) -> tuple[int, int]:
+def capability(device: torch.device) -> tuple[int, int]:
+    """Return a card's compute capability, asked once."""
     return torch.cuda.get_device_capability(device)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from triton.runtime import OutOfResources
 
+from imix_aug import _backend
+
 Tile = TypeVar("Tile")
 Result = TypeVar("Result")
 
@@ -51,9 +53,4 @@ def _multiprocessors(device: torch.device) -> int:
 
 def capability(device: torch.device) -> tuple[int, int]:
     """Return the card's compute capability; what the interpreter runs stands for Hopper."""
-    return _capability(device) if device.type == "cuda" else (9, 0)
-
-
-@functools.lru_cache
-def _capability(device: torch.device) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(device)
+    return _backend.capability(device) if device.type == "cuda" else (9, 0)

@@ -164,7 +164,7 @@ def _log_sums(query: Tensor, parts: list[tuple[Tensor, _Without]]) -> Tensor:
     def launch(tile: Tile) -> Tensor:
         tiles = [triton.cdiv(len(key), tile[1]) for key, _ in parts]
         sums = query.new_empty((len(query), sum(tiles)), dtype=torch.float32)
-        for (key, without), places in zip(parts, sums.split(tiles, dim=1), strict=True):
+        for (key, without), places in zip(parts, torch.split(sums, tiles, dim=1), strict=True):
             _launch_tiles(tile, query, key, without, None, None, None, places)
         return sums.logsumexp(dim=1)
 

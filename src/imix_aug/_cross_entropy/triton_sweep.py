@@ -30,7 +30,7 @@ INF = tl.constexpr(math.inf)
 
 MAX_DIM = 256
 
-# So many left-out columns stay in registers throughout a sweep; further ones are loaded in each step.
+# Of so many left-out columns a program knows the lowest and the highest; further ones are looked for in each step.
 MANY = tl.constexpr(4)
 
 # What belongs to the swept rows is padded to whole steps of any tile.
@@ -183,19 +183,31 @@ def _store_rows(pointer, tile, start, count, depth, ROWS: tl.constexpr, WIDTH: t
 
 
 @triton.jit
-def _left_out_column(left_out, row, n, each: tl.constexpr, LEFT_OUT: tl.constexpr):
-    """Return one left-out column of each row, or none, and the lowest and the highest of them."""
-    column = row * 0 - 1
-    if each < LEFT_OUT:
-        column = tl.load(left_out + row.to(tl.int64) * LEFT_OUT + each, mask=row < n, other=-1)
-    return column, tl.min(tl.where(row < n, column, 2147483647), 0), tl.max(column, 0)
+def _left_out_of(left_out, row, n, each: tl.constexpr, LEFT_OUT: tl.constexpr):
+    """Load one left-out column of each row."""
+    return tl.load(left_out + row.to(tl.int64) * LEFT_OUT + each, mask=row < n, other=-1)
 
 
 @triton.jit
-def _leave_out(logits, column, left_out, lowest, highest, first, SWEPT: tl.constexpr):
+def _range_left_out(left_out, row, n, each: tl.constexpr, LEFT_OUT: tl.constexpr):
+    """Return the lowest and the highest of one left-out column of each row."""
+    lowest, highest = 2147483647, -1
+    if each < LEFT_OUT:
+        column = _left_out_of(left_out, row, n, each, LEFT_OUT)
+        lowest = tl.min(tl.where(row < n, column, 2147483647), 0)
+        highest = tl.max(column, 0)
+    return lowest, highest
+
+
+@triton.jit
+def _leave_out(
+    logits, left_out, row, n, first, lowest, highest, each: tl.constexpr, LEFT_OUT: tl.constexpr, SWEPT: tl.constexpr
+):  # fmt: skip
     """Mask one column of each row, if the tile has any of them."""
-    if (lowest < first + SWEPT) & (highest >= first):
-        logits = tl.where(column[None, :] == (left_out - first)[:, None], -INF, logits)
+    if each < LEFT_OUT:  # noqa: SIM102, known when the kernel is compiled
+        if (lowest < first + SWEPT) & (highest >= first):
+            column = _left_out_of(left_out, row, n, each, LEFT_OUT) - first
+            logits = tl.where(tl.arange(0, SWEPT)[None, :] == column[:, None], -INF, logits)
     return logits
 
 
@@ -210,10 +222,10 @@ def _sweep_keys(
     split = tl.program_id(1)
     row = start + tl.arange(0, KEPT)
     tile = _load_rows(query, start, n, depth, KEPT, WIDTH, PART_WIDTH)
-    left_0, lowest_0, highest_0 = _left_out_column(left_out, row, n, 0, LEFT_OUT)
-    left_1, lowest_1, highest_1 = _left_out_column(left_out, row, n, 1, LEFT_OUT)
-    left_2, lowest_2, highest_2 = _left_out_column(left_out, row, n, 2, LEFT_OUT)
-    left_3, lowest_3, highest_3 = _left_out_column(left_out, row, n, 3, LEFT_OUT)
+    lowest_0, highest_0 = _range_left_out(left_out, row, n, 0, LEFT_OUT)
+    lowest_1, highest_1 = _range_left_out(left_out, row, n, 1, LEFT_OUT)
+    lowest_2, highest_2 = _range_left_out(left_out, row, n, 2, LEFT_OUT)
+    lowest_3, highest_3 = _range_left_out(left_out, row, n, 3, LEFT_OUT)
     if row_ids is not None:
         row_id = tl.load(row_ids + row, mask=row < n, other=0)
     peak = tl.full([KEPT], -INF, tl.float32)
@@ -235,16 +247,12 @@ def _sweep_keys(
         if LEFT_OUT > 0:
             # What is left out by its number is a key, none of the negatives.
             here = tl.where(in_key, first, 2147483647 - SWEPT)
-            logits = _leave_out(logits, column, left_0, lowest_0, highest_0, here, SWEPT)
-            if LEFT_OUT > 1:
-                logits = _leave_out(logits, column, left_1, lowest_1, highest_1, here, SWEPT)
-            if LEFT_OUT > 2:
-                logits = _leave_out(logits, column, left_2, lowest_2, highest_2, here, SWEPT)
-            if LEFT_OUT > 3:
-                logits = _leave_out(logits, column, left_3, lowest_3, highest_3, here, SWEPT)
+            logits = _leave_out(logits, left_out, row, n, here, lowest_0, highest_0, 0, LEFT_OUT, SWEPT)
+            logits = _leave_out(logits, left_out, row, n, here, lowest_1, highest_1, 1, LEFT_OUT, SWEPT)
+            logits = _leave_out(logits, left_out, row, n, here, lowest_2, highest_2, 2, LEFT_OUT, SWEPT)
+            logits = _leave_out(logits, left_out, row, n, here, lowest_3, highest_3, 3, LEFT_OUT, SWEPT)
             for each in tl.static_range(MANY, LEFT_OUT):
-                other = tl.load(left_out + row.to(tl.int64) * LEFT_OUT + each, mask=row < n, other=-1)
-                logits = tl.where(column[None, :] == (other - here)[:, None], -INF, logits)
+                logits = _leave_out(logits, left_out, row, n, here, 0, 2147483647, each, LEFT_OUT, SWEPT)
         if row_ids is not None:
             if more_ids is None:
                 column_id = tl.load(key_ids + first + column, mask=in_key & (column < count - first), other=0)

@@ -59,6 +59,9 @@ _SMALL: _Tiles = {
     (4, 256): (Tile(32, 32, 4, 1), Tile(32, 32, 4, 1)),
 }
 
+# The same compiled for another set of instructions: the tile above spills there.
+_SMALL_BLACKWELL: _Tiles = {**_SMALL, (2, 256): (_SMALL[2, 256][0], Tile(64, 32, 4, 2))}
+
 # For a compiler that needs more shared memory than the one these tiles were chosen with.
 _LAST = Tile(16, 16, 4, 1)
 
@@ -78,4 +81,6 @@ def _card(capability: tuple[int, int]) -> _Tiles:
         return _HOPPER
     if capability[0] in (10, 11):
         return _BLACKWELL
+    if capability[0] == 12:
+        return _SMALL_BLACKWELL
     return _AMPERE if capability in ((8, 0), (8, 7)) else _SMALL
