@@ -24,7 +24,6 @@ from triton.backends import nvidia
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from imix_aug import _triton_launch
 from imix_aug._cross_entropy import triton_blocks, triton_sweep
 from imix_aug._cross_entropy.columns import LeftOut
 from imix_aug._mixing import triton as mix_triton
@@ -78,7 +77,7 @@ def card(capability):
         for module, names in KERNELS.items():
             for name in names:
                 patches.enter_context(mock.patch.object(module, name, Compiler(getattr(module, name), compiled)))
-        for module in (triton_sweep, _triton_launch):
+        for module in (triton_sweep, triton_blocks):
             patches.enter_context(mock.patch.object(module, "capability", return_value=divmod(capability, 10)))
         patches.enter_context(mock.patch.object(triton_sweep, "multiprocessors", return_value=PROCESSORS[capability]))
         yield compiled

@@ -8,7 +8,7 @@ import reference
 import torch
 from torch.nn import functional as F
 
-from imix_aug import IMix, imix_nce_loss, imix_ntxent_loss
+from imix_aug import IMix, VirtualLabels, imix_nce_loss, imix_ntxent_loss, use_backend
 from imix_aug._backend import runs_triton
 from imix_aug._cross_entropy.columns import LeftOut, Positives
 from imix_aug._cross_entropy.operator import soft_cross_entropy
@@ -65,15 +65,17 @@ def test_the_kernels_are_in_use():
 )
 @pytest.mark.parametrize("d", [1, 3, 16, 64, 100, 128, 129, 256, 300, 512, 768, 1024])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
-def test_agreement(n, m, k, exclusions, d, dtype, precision):
+@pytest.mark.parametrize("ids", [False, True])
+def test_agreement(n, m, k, exclusions, d, dtype, ids, precision):
     if dtype == torch.float64 and max(n, m, k or 0) > 1000:
         pytest.skip("float64 goes through plain PyTorch")
     query, key = unit(n, d, dtype, 0.1).requires_grad_(), unit(m, d, dtype).requires_grad_()
     negatives = None if k is None else unit(k, d, dtype)
-    left_out = LeftOut(torch.randint(m, (n, exclusions), device="cuda") if exclusions else None)
-    columns = torch.stack([torch.arange(n, device="cuda"), torch.randperm(n, device="cuda")], 1)
-    lam = torch.rand(n, device="cuda")
-    positives = Positives(columns, torch.stack([lam, 1 - lam], 1))
+    columns = torch.randint(m, (n, exclusions), device="cuda") if exclusions else None
+    numbers = [torch.randint(50, (count,), device="cuda") for count in (n, m, k or 0)] if ids else []
+    left_out = LeftOut(columns, *numbers)
+    labels = VirtualLabels(torch.rand(n, device="cuda"), torch.randperm(n, device="cuda"))
+    positives = Positives.of(labels, torch.float32)
     weight = torch.randn(n, device="cuda")
     exact = [x.detach().double().requires_grad_() for x in (query, key)]
     wanted = reference.soft_cross_entropy(
@@ -88,6 +90,56 @@ def test_agreement(n, m, k, exclusions, d, dtype, precision):
         assert error(got, wanted.sum() if summed else wanted) < tolerance
         for gradient, want in zip(gradients, expected, strict=True):
             assert error(gradient, want) < tolerance
+
+
+@pytest.mark.parametrize("d", [64, 256, 768])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("loss", [imix_nce_loss, imix_ntxent_loss])
+def test_samples_told_apart_keep_their_gradient(d, dtype, loss):
+    """In half precision the kernels are as near to float64 as rows rounded to it can be."""
+    rows = F.normalize(torch.randn(2000, d, device="cuda"))
+    views = [(rows + 0.3 * F.normalize(torch.randn_like(rows))).to(dtype) for _ in range(2)]
+    gradients = []
+    for kind in (torch.float32, torch.float64):
+        leaves = [view.to(kind).requires_grad_() for view in views]
+        with torch.autocast("cuda", dtype, enabled=kind == torch.float32):
+            value = loss(*leaves, temperature=0.07)
+        assert value >= 0
+        gradients.append(torch.autograd.grad(value, leaves))
+    for gradient, wanted in zip(*gradients, strict=True):
+        assert error(gradient, wanted) < 3e-2
+
+
+def test_few_kernels_serve_many_batch_sizes():
+    pytest.importorskip("triton")
+    from imix_aug._cross_entropy import triton_sweep
+
+    device = torch.cuda.current_device()
+
+    def compiled():
+        kernels = (triton_sweep._sweep_keys, triton_sweep._sweep_queries, triton_sweep._merge)
+        return sum(len(kernel.device_caches[device][0]) for kernel in kernels)
+
+    before = compiled()
+    for n in (1, 16, 31, 64, 100, 128, 250, 256, 1000, 4096):
+        for negatives in (None, unit(n, 48, torch.bfloat16), unit(4096, 48, torch.bfloat16)):
+            query, key = (unit(n, 48, torch.bfloat16).requires_grad_() for _ in range(2))
+            imix_nce_loss(query, key, negatives=negatives).backward()
+    assert compiled() - before <= 4
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_kernels_and_plain_torch_agree(dtype):
+    values = []
+    query, key = unit(300, 64, dtype).requires_grad_(), unit(300, 64, dtype).requires_grad_()
+    for backend in ("triton", "torch"):
+        if backend == "triton" and not runs_triton(query.device):
+            pytest.skip("plain torch computes on this card")
+        with use_backend(backend):
+            loss = imix_nce_loss(query, key)
+            values.append((loss, *torch.autograd.grad(loss, (query, key))))
+    for ours, plain in zip(*values, strict=True):
+        assert error(ours, plain.double()) < TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("d", [64, 128, 256, 768])

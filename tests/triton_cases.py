@@ -14,10 +14,11 @@ triton = pytest.importorskip("triton", reason="Triton is not installed")
 
 import reference  # noqa: E402
 
+from imix_aug import VirtualLabels, _backend  # noqa: E402
+from imix_aug._cross_entropy import operator, triton_blocks, triton_sweep  # noqa: E402
 from imix_aug._cross_entropy import triton as kernels  # noqa: E402
-from imix_aug._cross_entropy import triton_blocks, triton_sweep  # noqa: E402
-from imix_aug._cross_entropy.columns import NOTHING, LeftOut  # noqa: E402
-from imix_aug._cross_entropy.triton_tiles import Tile  # noqa: E402
+from imix_aug._cross_entropy.columns import NOTHING, LeftOut, Positives  # noqa: E402
+from imix_aug._cross_entropy.triton_tiles import BlockTile, Tile  # noqa: E402
 from imix_aug._mixing import triton as mix_triton  # noqa: E402
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="run by test_triton.py")
@@ -49,7 +50,7 @@ def small_tiles(monkeypatch):
     """Sweep in many steps, and in blocks of a few rows."""
     for choice in ("tiles_for_keys", "tiles_for_queries"):
         monkeypatch.setattr(triton_sweep, choice, lambda *card: [Tile(16, 32, 4, 1)])
-    monkeypatch.setattr(triton_blocks, "TILES", [(16, 32, 32, 4, 1)])
+    monkeypatch.setattr(triton_blocks, "tiles_for_blocks", lambda card: [BlockTile(16, 32, 32, 4, 1)])
     monkeypatch.setattr(triton_blocks, "_BLOCK_BYTES", 4096)
 
 
@@ -279,6 +280,35 @@ def test_tiny_weights_survive_float16(scale, small_tiles):
     lse, _ = kernels.sweep_keys(query, key, None, NOTHING, False)
     wanted = dense(query, key, None, NOTHING, weight)[-1]
     assert relative_error(kernels.sweep_queries(query, key, NOTHING, lse, weight), wanted) < 2e-3
+
+
+@pytest.mark.parametrize("d", [64, 300])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("temperature", [0.2, 0.05])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_the_gradient_of_samples_told_apart(d, dtype, temperature, mixed, small_tiles, monkeypatch):
+    """The whole primitive over the kernels; at 0.05 a row's own key has all but a millionth of the softmax."""
+    for module in (_backend, operator):
+        monkeypatch.setattr(module, "runs_triton", lambda device: True)
+    monkeypatch.setattr(operator.blocked, "product_dtype", lambda kind: kind)
+    n = 70
+    key = torch.nn.functional.normalize(rows(n, d))
+    near = torch.nn.functional.normalize(key + 0.3 * torch.nn.functional.normalize(rows(n, d)))
+    query = (near / temperature).to(dtype)
+    key, positives = key.to(dtype), Positives.own(n, query.device, torch.float32)
+    if mixed:
+        positives = Positives.of(VirtualLabels(torch.rand(n), torch.randperm(n)), torch.float32)
+    weight = torch.rand(n)
+    for summed in (True, False):
+        leaves = [each.float().requires_grad_() for each in (query, key)]
+        got = operator.soft_cross_entropy(*leaves, None, positives, dtype=dtype, summed=summed)
+        exact = [each.double().requires_grad_() for each in (query, key)]
+        wanted = reference.soft_cross_entropy(*exact, None, positives)
+        scale = torch.ones(()) if summed else weight
+        assert relative_error(got.detach(), wanted.sum() if summed else wanted) < 1e-4
+        gradients = torch.autograd.grad((got * scale).sum(), leaves)
+        for gradient, want in zip(gradients, torch.autograd.grad((wanted * scale).sum(), exact), strict=True):
+            assert relative_error(gradient, want) < TOLERANCE[dtype]
 
 
 def test_the_next_tile_is_taken_where_shared_memory_does_not_suffice():

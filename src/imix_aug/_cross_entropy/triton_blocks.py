@@ -20,15 +20,12 @@ from torch import Tensor
 
 from imix_aug._cross_entropy.columns import LeftOut
 from imix_aug._cross_entropy.triton_sweep import INF, LN_2, LOG2_E, packed
-from imix_aug._triton_launch import first_that_fits, on_device
+from imix_aug._cross_entropy.triton_tiles import BlockTile, tiles_for_blocks
+from imix_aug._triton_launch import capability, first_that_fits, on_device
 
 # A block of 2 ** 29 bytes holds 4096 rows of 65,536 columns in bfloat16: adding up the key gradient once a block
 # then moves 10 bytes for every 8192 operations.
 _BLOCK_BYTES = 1 << 29
-
-# (rows, columns, depth, warps, stages), the next one where shared memory does not suffice.
-Tile = tuple[int, int, int, int, int]
-TILES: list[Tile] = [(128, 256, 64, 8, 4), (128, 256, 64, 8, 3), (128, 128, 32, 4, 3), (64, 64, 32, 4, 2)]
 
 
 class _Without(NamedTuple):
@@ -161,14 +158,14 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 def _log_sums(query: Tensor, parts: list[tuple[Tensor, _Without]]) -> Tensor:
     """Return the log-sum-exp of each row without storing a logit."""
 
-    def launch(tile: Tile) -> Tensor:
-        tiles = [triton.cdiv(len(key), tile[1]) for key, _ in parts]
+    def launch(tile: BlockTile) -> Tensor:
+        tiles = [triton.cdiv(len(key), tile.columns) for key, _ in parts]
         sums = query.new_empty((len(query), sum(tiles)), dtype=torch.float32)
         for (key, without), places in zip(parts, torch.split(sums, tiles, dim=1), strict=True):
             _launch_tiles(tile, query, key, without, None, None, None, places)
         return sums.logsumexp(dim=1)
 
-    return first_that_fits(launch, TILES, "sums", query.device)
+    return first_that_fits(launch, tiles_for_blocks(capability(query.device)), "sums", query.device)
 
 
 def _fill_softmax(
@@ -184,14 +181,14 @@ def _fill_softmax(
     """Write the softmax of each row over these keys, whose log-sum-exp over all keys is known, times its weight."""
     first_that_fits(
         lambda tile: _launch_tiles(tile, query, key, without, level, weight, softmax, None, first=first),
-        TILES,
+        tiles_for_blocks(capability(query.device)),
         "softmax",
         query.device,
     )
 
 
 def _launch_tiles(
-    tile: Tile,
+    tile: BlockTile,
     query: Tensor,
     key: Tensor,
     without: _Without,

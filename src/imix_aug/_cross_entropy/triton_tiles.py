@@ -1,4 +1,4 @@
-"""How much a program of the fused sweeps holds at once, by card.
+"""How much a program holds at once, by card.
 
 The sum that a program keeps is (rows kept x D) float32 in registers, beside it a tile of logits; swept rows lie in
 shared memory. Each tile here is, as compiled, one of the fewest instructions per logit among those that spill no
@@ -66,6 +66,16 @@ _SMALL_BLACKWELL: _Tiles = {**_SMALL, (2, 256): (_SMALL[2, 256][0], Tile(64, 32,
 _LAST = Tile(16, 16, 4, 1)
 
 
+class BlockTile(NamedTuple):
+    """Rows and columns of logits, elements of D multiplied at once, warps, and how many of these are loaded ahead."""
+
+    rows: int
+    columns: int
+    depth: int
+    warps: int
+    stages: int
+
+
 def tiles_for_keys(capability: tuple[int, int], element_size: int, width: int) -> list[Tile]:
     """Return the tile that a program keeps of the queries while it sweeps over the keys, and one that always fits."""
     return [_card(capability)[element_size, max(64, width)][0], _LAST]
@@ -74,6 +84,14 @@ def tiles_for_keys(capability: tuple[int, int], element_size: int, width: int) -
 def tiles_for_queries(capability: tuple[int, int], element_size: int, width: int) -> list[Tile]:
     """Return the tile that a program keeps of the keys while it sweeps over the queries, and one that always fits."""
     return [_card(capability)[element_size, max(64, width)][1], _LAST]
+
+
+def tiles_for_blocks(capability: tuple[int, int]) -> list[BlockTile]:
+    """Return the tile of logits that a program multiplies in whole, and one that always fits."""
+    large, small, last = BlockTile(128, 256, 64, 8, 3), BlockTile(128, 128, 32, 4, 3), BlockTile(64, 64, 32, 4, 2)
+    if capability[0] in (9, 10, 11):
+        large = large._replace(stages=4)
+    return [small if _card(capability) in (_SMALL, _SMALL_BLACKWELL) else large, last]
 
 
 def _card(capability: tuple[int, int]) -> _Tiles:
