@@ -61,9 +61,8 @@ def train(x: Tensor, epochs: int, alpha: float = 1.0, seed: int = 0) -> nn.Modul
     online = nn.Sequential(encoder, head)  # (B, C, H, W) -> (B, dim)
     predictor = nn.Sequential(nn.Linear(DIM, 256), nn.BatchNorm1d(256), nn.ReLU(), nn.Linear(256, DIM))
     target_net = AveragedModel(online, multi_avg_fn=get_ema_multi_avg_fn(MOMENTUM))
-    steps = epochs * (len(x) // BATCH)
     optimizer = torch.optim.AdamW([*online.parameters(), *predictor.parameters()], lr=RATE)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(epochs * (len(x) // BATCH), 1))
     imix = IMix(alpha=alpha)  # mode="cutmix" pastes a box instead
     for _ in range(epochs):
         for rows in torch.randperm(len(x)).split(BATCH)[: len(x) // BATCH]:

@@ -60,9 +60,8 @@ def train(x: Tensor, epochs: int, alpha: float = 1.0, seed: int = 0) -> nn.Modul
     net = nn.Sequential(encoder, head)  # (B, C, H, W) -> (B, dim)
     momentum_net = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(MOMENTUM))
     queue = NegativeQueue(size=QUEUE, dim=DIM)
-    steps = epochs * (len(x) // BATCH)
     optimizer = torch.optim.AdamW(net.parameters(), lr=RATE)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(epochs * (len(x) // BATCH), 1))
     imix = IMix(alpha=alpha)  # mode="cutmix" pastes a box instead
     for _ in range(epochs):
         for rows in torch.randperm(len(x)).split(BATCH)[: len(x) // BATCH]:

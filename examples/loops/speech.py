@@ -9,7 +9,7 @@ settings were chosen on the last quarter of the training clips. So few clips tea
 
 import argparse
 import ctypes
-import os
+from itertools import chain, pairwise, product
 
 import espeakng_loader
 import librosa
@@ -28,10 +28,10 @@ VOICES = "Alex Andy Gene Lee Mario adam aunty boris caleb edward f1 f2 f3 f4 ian
 WORDS = "zero one two three four five six seven eight nine"
 
 
-def say_digits(voices: list[str], takes: int = 6, samples: int = 16_384) -> tuple[np.ndarray, np.ndarray]:
+def say_digits(takes: int = 6, samples: int = 16_384) -> tuple[np.ndarray, np.ndarray]:
     """Let every voice say zero to nine, faster and slower, higher and lower: clips (N, samples), digits (N,)."""
-    espeak, draw, pieces = ctypes.CDLL(espeakng_loader.get_library_path()), np.random.default_rng(0), []
-    espeak.espeak_Initialize(2, 0, os.fsencode(espeakng_loader.get_data_path()), 0)  # 2: speak into a callback
+    espeak, draw, pieces, clips = ctypes.CDLL(espeakng_loader.get_library_path()), np.random.default_rng(0), [], []
+    espeak.espeak_Initialize(2, 0, espeakng_loader.get_data_path().encode(), 0)  # 2: speak into a callback
 
     @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
     def collect(wave, count, events):
@@ -39,44 +39,31 @@ def say_digits(voices: list[str], takes: int = 6, samples: int = 16_384) -> tupl
 
     espeak.espeak_SetSynthCallback(collect)
     espeak.espeak_ng_SetRandSeed(ctypes.c_long(1))  # breath is noise, which the clock would seed
-    clips, digits = [], []
-    for voice in voices:
+    for voice, word in product(VOICES.split(), WORDS.split() * takes):
         espeak.espeak_SetVoiceByName(f"en+{voice}".encode())
-        for number, word in enumerate(WORDS.split() * takes):
-            espeak.espeak_SetParameter(1, int(draw.integers(110, 231)), 0)  # words per minute
-            espeak.espeak_SetParameter(3, int(draw.integers(20, 81)), 0)  # pitch
-            pieces.clear()
-            espeak.espeak_Synth(word.encode(), ctypes.c_size_t(len(word) + 1), 0, 1, 0, 1, None, None)
-            clips.append(librosa.util.fix_length(np.concatenate(pieces) / 32768, size=samples))
-            digits.append(number % 10)
-    return np.stack(clips), np.array(digits)
-
-
-def log_mel(clips: np.ndarray) -> Tensor:
-    """Turn clips (N, samples) into pictures of pitch and loudness (N, 1, 32 bands, frames) around zero."""
-    power = librosa.feature.melspectrogram(y=clips, sr=22_050, n_fft=1024, hop_length=512, n_mels=32)
-    decibels = 10 * np.log10(np.maximum(power / power.max((1, 2), keepdims=True), 1e-8))  # -80 to 0, by the clip's peak
-    return torch.tensor((decibels + 40) / 20, dtype=torch.float32)[:, None]
+        for parameter, low, high in ((1, 110, 231), (3, 20, 81)):  # words per minute, pitch
+            espeak.espeak_SetParameter(parameter, int(draw.integers(low, high)), 0)
+        pieces.clear()
+        espeak.espeak_Synth(word.encode(), ctypes.c_size_t(len(word) + 1), 0, 1, 0, 1, None, None)
+        clips.append(librosa.util.fix_length(np.concatenate(pieces) / 32768, size=samples))
+    return np.stack(clips), np.arange(len(clips)) % 10
 
 
 def load(path: str | None = None) -> tuple[Tensor, Tensor, np.ndarray, np.ndarray]:
-    """Return spectrograms (N, 1, 32, frames) for training and for the test, and their classes."""
-    file = np.load(path) if path else None
-    clips, classes = (file["x"], file["y"]) if file else say_digits(VOICES.split())
-    spectrograms, first = log_mel(clips), len(clips) * 3 // 4
-    order = np.random.default_rng(0).permutation(first)  # a probe that sees few labels sees all voices
-    return spectrograms[order], spectrograms[first:], classes[order], classes[first:]
+    """Return log-mel spectrograms (N, 1, 32, frames) around zero for training and for the test, and their classes."""
+    clips, classes = map(np.load(path).get, "xy") if path else say_digits()
+    power = librosa.feature.melspectrogram(y=clips, sr=22_050, n_fft=1024, hop_length=512, n_mels=32)
+    decibels = 10 * np.log10(np.maximum(power / power.max((1, 2), keepdims=True), 1e-8))  # -80 to 0, by the clip's peak
+    x = torch.tensor((decibels + 40) / 20, dtype=torch.float32)[:, None]
+    order, first = np.random.default_rng(0).permutation(len(x) * 3 // 4), len(x) * 3 // 4
+    return x[order], x[first:], classes[order], classes[first:]
 
 
 def build_networks(width: int = 16, dim: int = 64) -> tuple[nn.Module, nn.Module]:
     """Return an encoder (N, 1, 32, frames) -> (N, 8 width), which is kept, and a head -> (N, dim), which is not."""
-
-    def block(inputs: int, outputs: int) -> nn.Module:
-        conv = nn.Conv2d(inputs, outputs, 3, padding=1, stride=2, bias=False)
-        return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU())
-
-    layers = [block(1, width), block(width, 2 * width), block(2 * width, 4 * width), block(4 * width, 8 * width)]
-    encoder = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    sizes = pairwise([1, width, 2 * width, 4 * width, 8 * width])
+    convs = [(nn.Conv2d(n, m, 3, 2, 1, bias=False), nn.BatchNorm2d(m), nn.ReLU()) for n, m in sizes]
+    encoder = nn.Sequential(*chain(*convs), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     return encoder, nn.Sequential(nn.Linear(8 * width, 128), nn.BatchNorm1d(128), nn.ReLU(), nn.Linear(128, dim))
 
 
@@ -84,9 +71,8 @@ def train(x: Tensor, epochs: int, alpha: float = 1.0, seed: int = 0) -> nn.Modul
     """Pretrain an encoder on spectrograms (N, 1, 32, frames). An alpha of 0 trains without i-Mix."""
     torch.manual_seed(seed)
     encoder, head = build_networks()
-    steps = epochs * (len(x) // BATCH)
     optimizer = torch.optim.AdamW([*encoder.parameters(), *head.parameters()], lr=RATE)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(epochs * (len(x) // BATCH), 1))
     imix = IMix(alpha=alpha)
     for _ in range(epochs):
         for rows in torch.randperm(len(x)).split(BATCH)[: len(x) // BATCH]:

@@ -70,9 +70,8 @@ def train(x: Tensor, epochs: int, alpha: float = 1.0, seed: int = 0) -> nn.Modul
     """Pretrain an encoder on series (N, C, T). An alpha of 0 trains without i-Mix."""
     torch.manual_seed(seed)
     encoder, head = build_networks(x.shape[1])
-    steps = epochs * (len(x) // BATCH)
     optimizer = torch.optim.AdamW([*encoder.parameters(), *head.parameters()], lr=RATE)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(epochs * (len(x) // BATCH), 1))
     imix = IMix(alpha=alpha)  # mode="cutmix" pastes a span instead
     for _ in range(epochs):
         for rows in torch.randperm(len(x)).split(BATCH)[: len(x) // BATCH]:
