@@ -164,6 +164,8 @@ class VirtualLabels(NamedTuple):
 
 def unchecked(lam: Tensor, partner: Tensor) -> VirtualLabels:
     """Make labels of tensors that are known to be right."""
+    if torch.compiler.is_compiling():  # Dynamo inlines no _make up to torch 2.4.
+        return VirtualLabels(lam, partner)
     return VirtualLabels._make((lam, partner))
 
 
