@@ -9,28 +9,35 @@ from torch import Tensor, nn
 
 
 class TabularMLP(nn.Module):
-    """The paper's five layers (32w, 32w, 64w, 64w, 128w units), maxout over four sets of units on the last.
+    """The paper's five layers (32w, 32w, 64w, 64w, 128w units), maxout over four neighbours on the last.
 
-    Columns of different kind (``groups``) get a first layer each, whose outputs are added.
+    Columns of several kinds (``groups``) first go through a linear layer of w units per kind, and lie side by side from
+    then on. ``first`` puts a normalised layer of so many units before all others.
     """
 
-    def __init__(self, groups: tuple[int, ...], width: int = 4) -> None:
+    def __init__(self, groups: tuple[int, ...], width: int = 4, *, first: int | None = None) -> None:
         super().__init__()
-        sizes = [32 * width, 32 * width, 64 * width, 64 * width, 128 * width]
         self.groups = list(groups)
-        self.first = nn.ModuleList(nn.Linear(columns, sizes[0], bias=False) for columns in groups)
-        self.layer1 = nn.Sequential(nn.BatchNorm1d(sizes[0]), nn.ReLU())
-        self.layer2, self.layer3, self.layer4 = (
-            nn.Sequential(nn.Linear(n, m, bias=False), nn.BatchNorm1d(m), nn.ReLU()) for n, m in pairwise(sizes[:4])
-        )
-        self.layer5 = nn.Sequential(nn.Linear(sizes[3], sizes[4], bias=False), nn.BatchNorm1d(sizes[4]))
-        self.features = sizes[4] // 4
+        kinds = groups if len(groups) > 1 else ()  # a bottleneck of w units would be of no use to columns of one kind
+        self.kinds = nn.ModuleList(nn.Linear(columns, width) for columns in kinds)
+        inputs = width * len(kinds) or sum(groups)
+        self.first = normalised_layer(inputs, first) if first else nn.Identity()
+        sizes = [first or inputs, 32 * width, 32 * width, 64 * width, 64 * width]
+        self.layer1, self.layer2, self.layer3, self.layer4 = (normalised_layer(n, m) for n, m in pairwise(sizes))
+        self.layer5 = nn.Linear(sizes[-1], 128 * width)
+        self.features = 32 * width
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = x.split(self.groups, dim=1)
-        hidden = self.layer1(torch.stack([layer(part) for layer, part in zip(self.first, parts, strict=True)]).sum(0))
-        hidden = self.layer5(self.layer4(self.layer3(self.layer2(hidden))))
-        return hidden.unflatten(1, (-1, 4)).amax(2)
+        if self.kinds:
+            parts = x.split(self.groups, dim=1)
+            x = torch.cat([layer(part) for layer, part in zip(self.kinds, parts, strict=True)], dim=1)
+        hidden = self.layer4(self.layer3(self.layer2(self.layer1(self.first(x)))))
+        return self.layer5(hidden).unflatten(1, (-1, 4)).amax(2)
+
+
+def normalised_layer(inputs: int, outputs: int) -> nn.Sequential:
+    """A linear layer, whose bias batch normalisation would take away again, and its ReLU."""
+    return nn.Sequential(nn.Linear(inputs, outputs, bias=False), nn.BatchNorm1d(outputs), nn.ReLU())
 
 
 class SmallCNN(nn.Module):

@@ -77,9 +77,9 @@ def test_batch_statistics_settle_to_those_of_the_data():
     task = SimpleNamespace(data=SimpleNamespace(train_x=x, train_y=torch.zeros(2000)), to_input=nn.Identity())
     net = TabularMLP((6,), 1)
     settle_statistics(net, task, 500, torch.device("cpu"))
-    norm = net.layer1[0]
+    linear, norm, _ = net.layer1
     with torch.no_grad():
-        hidden = net.first[0](x)
+        hidden = linear(x)
     left = 0.9**30  # of the zeros and ones that the running statistics begin with
     torch.testing.assert_close(norm.running_mean, (1 - left) * hidden.mean(0), atol=0.15, rtol=0.05)
     torch.testing.assert_close(norm.running_var, (1 - left) * hidden.var(0) + left, atol=0.1, rtol=0.1)

@@ -93,18 +93,43 @@ def test_the_copy_follows_with_momentum(views, method):
         torch.testing.assert_close(new, 0.9 * old + 0.1 * net)
 
 
-def test_the_paper_mlp():
-    mlp = TabularMLP((10, 4, 40), width=2)
-    sizes = [layer.num_features for layer in mlp.modules() if isinstance(layer, nn.BatchNorm1d)]
-    assert sizes == [64, 64, 128, 128, 256]
-    assert [layer.in_features for layer in mlp.first] == [10, 4, 40]
-    mlp.eval()
-    x = torch.randn(3, 54)
-    fifth = mlp.layer5.register_forward_hook(lambda _m, _i, out: setattr(mlp, "seen", out))
-    features = mlp(x)
-    fifth.remove()
-    assert features.shape == (3, 64) == (3, mlp.features)
-    assert torch.equal(features[:, 5], mlp.seen[:, 20:24].amax(1))
+def test_the_paper_mlp_has_the_papers_sizes():
+    mlp = TabularMLP((10, 4, 40), width=64)
+    layers = [layer for layer in mlp.modules() if isinstance(layer, nn.Linear)]
+    sizes = [(10, 64), (4, 64), (40, 64), (192, 2048), (2048, 2048), (2048, 4096), (4096, 4096), (4096, 8192)]
+    assert [(layer.in_features, layer.out_features) for layer in layers] == sizes
+    assert [layer.bias is not None for layer in layers] == [True] * 3 + [False] * 4 + [True]
+    norms = [layer.num_features for layer in mlp.modules() if isinstance(layer, nn.BatchNorm1d)]
+    assert norms == [2048, 2048, 4096, 4096]  # none on the groups, none before maxout
+    assert mlp.features == 2048
+    hidden = build("npair", mlp).net[1][0]
+    assert (hidden.in_features, hidden.out_features) == (2048, 2048)
+
+
+def test_the_paper_mlp_by_hand():
+    torch.manual_seed(0)
+    mlp, x = TabularMLP((10, 4, 40), width=2).double(), torch.randn(7, 54).double()
+    weights = mlp.state_dict()
+    parts = [
+        part @ weights[f"kinds.{i}.weight"].T + weights[f"kinds.{i}.bias"]
+        for i, part in enumerate((x[:, :10], x[:, 10:14], x[:, 14:]))
+    ]
+    hidden = torch.cat(parts, 1)
+    for layer in ("layer1", "layer2", "layer3", "layer4"):
+        hidden = hidden @ weights[f"{layer}.0.weight"].T
+        hidden = ((hidden - hidden.mean(0)) / (hidden.var(0, correction=0) + 1e-5).sqrt()).clamp(min=0)
+    units = hidden @ weights["layer5.weight"].T + weights["layer5.bias"]
+    expected = torch.stack([units[:, 4 * i : 4 * i + 4].max(1).values for i in range(64)], 1)
+    torch.testing.assert_close(mlp(x), expected)
+
+
+def test_columns_of_one_kind_skip_the_layer_of_groups_and_higgs_has_one_of_its_own():
+    assert next(layer.in_features for layer in TabularMLP((64,), 2).modules() if isinstance(layer, nn.Linear)) == 64
+    higgs = TabularMLP((28,), 2, first=64)
+    assert [type(layer) for layer in higgs.first] == [nn.Linear, nn.BatchNorm1d, nn.ReLU]
+    assert (higgs.first[0].in_features, higgs.first[0].out_features) == (28, 64)
+    assert higgs.layer1[0].in_features == 64
+    assert higgs(torch.randn(5, 28)).shape == (5, 64)
 
 
 def test_the_small_cnn_takes_any_size():

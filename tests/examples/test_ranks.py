@@ -26,7 +26,7 @@ class Plain(nn.Module):
 
     features = 8
 
-    def __init__(self, groups, width):
+    def __init__(self, groups, width, first=None):
         super().__init__()
         self.body = nn.Sequential(nn.Linear(sum(groups), 16), nn.Tanh(), nn.Linear(16, 8))
 

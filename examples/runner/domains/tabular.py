@@ -24,6 +24,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "higgs": {"epochs": 20, "alpha": 2.0, "batch_size": 512},
     "other": {"epochs": 100, "alpha": 2.0},
 }
+FIRST_LAYER = {"higgs": 64}  # a layer of its own before the paper's five
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +74,7 @@ class Tabular:
         return Task(
             data,
             to_input=nn.Identity(),
-            build_encoder=lambda: TabularMLP(data.groups, settings.width),
+            build_encoder=lambda: TabularMLP(data.groups, settings.width, first=FIRST_LAYER.get(data.name)),
             augmented=build_augmentation(settings, data),
             raw_name="columns",
             pictures=False,
