@@ -52,20 +52,23 @@ def build_optimizer(
     steps_per_epoch: int,
     milestones: Sequence[int] | None = None,
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """SGD whose rate is in proportion to the batch, warms up for ten epochs or a tenth, and falls as a cosine.
+    """SGD whose rate is in proportion to the batch, with momentum 0.9, and its schedule, which steps per batch.
 
-    With ``milestones`` (epochs) it falls to a tenth at each of them instead.
+    From epoch to epoch the rate falls as a cosine, or with ``milestones`` (epochs) to a tenth at each of them. It first
+    climbs, step by step, to what the schedule says at the end of the warm-up: 5 epochs, of more than 500 epochs 10, but
+    never more than half of a run.
     """
     trained = [p for p in parameters if p.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=lr * batch_size / 256, momentum=0.9, weight_decay=weight_decay)
-    steps = epochs * steps_per_epoch
-    warmup = max(1, round(steps * min(10 / epochs, 0.1)))
+    warmup = int(min(5 if epochs <= 500 else 10, epochs / 2) * steps_per_epoch)
+
+    def at(step: int) -> float:
+        epoch = step // steps_per_epoch
+        if milestones:
+            return 0.1 ** sum(epoch >= milestone for milestone in milestones)
+        return 0.5 * (1 + math.cos(math.pi * epoch / epochs))
 
     def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        if milestones:
-            return 0.1 ** sum(step >= milestone * steps_per_epoch for milestone in milestones)
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+        return at(step) if step >= warmup else at(warmup) * (step + 1) / warmup
 
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

@@ -10,6 +10,7 @@ from runner.augment.tabular import input_dropout
 from runner.data.dataset import subsample
 from runner.data.tabular import load_tabular
 from runner.errors import Refused
+from runner.recipe import build_optimizer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 TINY = ("--epochs", 1, "--batch-size", 256, "--seeds", 1, "--width", 1)
@@ -223,10 +224,38 @@ def test_an_option_that_would_do_nothing_is_refused(refusal, script, options, wo
 
 
 def test_milestones_divide_the_rate(runs, tmp_path):
-    runs(tabular, *TINY[2:], "--epochs", 10, "--milestones", 5, 8, "--mix", "none", "--tensorboard", "--lr", 0.1)
+    runs(tabular, *TINY[2:], "--epochs", 10, "--milestones", 6, 8, "--mix", "none", "--tensorboard", "--lr", 0.1)
     events = EventAccumulator(str(tmp_path / "out" / "runs" / "npair-none-seed0")).Reload()
     rates = [event.value for event in events.Scalars("learning rate")]  # after each epoch, of the next
-    assert rates == pytest.approx([0.1] * 4 + [0.01] * 3 + [0.001] * 3, rel=1e-5)
+    climbing = [0.1 * (5 * epoch + 1) / 25 for epoch in (1, 2, 3, 4)]  # 25 steps of warm-up, five an epoch
+    assert rates == pytest.approx([*climbing, 0.1, 0.01, 0.01, 0.001, 0.001, 0.001], rel=1e-5)
+
+
+def rates_of(epochs, steps_per_epoch, milestones=None):
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    settings = {"lr": 0.125, "batch_size": 512, "weight_decay": 1e-4, "milestones": milestones}
+    optimizer, schedule = build_optimizer([parameter], epochs=epochs, steps_per_epoch=steps_per_epoch, **settings)
+    rates = []
+    for _ in range(epochs * steps_per_epoch):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return np.array(rates).reshape(epochs, steps_per_epoch)
+
+
+@pytest.mark.parametrize(("epochs", "warmup"), [(20, 5), (500, 5), (501, 10), (2000, 10), (4, 2)])
+def test_the_rate_is_the_papers(epochs, warmup):
+    rates, top = rates_of(epochs, 3), 0.125 * 512 / 256
+    cosine = top * (1 + np.cos(np.pi * np.arange(epochs) / epochs)) / 2
+    np.testing.assert_allclose(rates[warmup:], np.repeat(cosine[warmup:, None], 3, axis=1), rtol=1e-9)
+    climb = cosine[warmup] * np.arange(1, 3 * warmup + 1) / (3 * warmup)
+    np.testing.assert_allclose(rates[:warmup].ravel(), climb, rtol=1e-9)
+
+
+def test_a_run_of_one_epoch_has_a_rate():
+    assert (rates_of(1, 1) > 0).all()
+    assert (rates_of(1, 4) > 0).all()
+    assert rates_of(10, 2, milestones=(7,))[6:8, 0] == pytest.approx([0.25, 0.025])
 
 
 def test_fractions_shrink_what_is_pretrained_on(runs):
