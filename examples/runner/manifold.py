@@ -13,17 +13,18 @@ from runner.errors import Refused
 
 
 @contextlib.contextmanager
-def mixing_at(layer: nn.Module, imix: IMix, views: int) -> Iterator[list[VirtualLabels]]:
+def mixing_at(layer: nn.Module, imix: IMix, views: int, unmixed: int = 0) -> Iterator[list[VirtualLabels]]:
     """Mix the output of ``layer`` while this lasts, and append the labels to the list that it yields.
 
-    The batch holds ``views`` views of the same rows, one after the other, that are mixed alike.
+    The batch holds ``views`` views of the same rows, one after the other, that are mixed alike, and after them as many
+    rows as ``unmixed`` says that stay as they are.
     """
     labels: list[VirtualLabels] = []
 
     def mix(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        mixed, drawn = mix_views(output, imix, views)
+        mixed, drawn = mix_views(output[: len(output) - unmixed], imix, views)
         labels.append(drawn)
-        return mixed
+        return torch.cat([mixed, output[len(output) - unmixed :]]) if unmixed else mixed
 
     handle = layer.register_forward_hook(mix)
     try:

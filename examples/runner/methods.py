@@ -67,6 +67,23 @@ class Method(nn.Module):
         mixed, labels = mix_views(x, imix, views)
         return self.net(mixed), labels
 
+    def query_and_keys(
+        self, view_1: Tensor, view_2: Tensor, imix: IMix | None
+    ) -> tuple[Tensor, Tensor, VirtualLabels | None]:
+        """Mix the first view and project both in one pass, so that batch normalisation sees them together."""
+        labels = None
+        if imix is not None and self.mix_at:
+            layer = find_layer(self.encoder, self.mix_at)
+            with mixing_at(layer, imix, views=1, unmixed=len(view_2)) as drawn:
+                projected = self.net(torch.cat([view_1, view_2]))
+            (labels,) = drawn
+        else:
+            if imix is not None:
+                view_1, labels = imix(view_1)
+            projected = self.net(torch.cat([view_1, view_2]))
+        query, keys = projected.split([len(view_1), len(view_2)])
+        return query, keys, labels
+
     def apply_copy(self, copy_of_net: nn.Module, x: Tensor) -> Tensor:
         """Apply the momentum copy."""
         return apply_shuffled(copy_of_net, x) if self.shuffle else copy_of_net(x)
@@ -81,8 +98,8 @@ class Method(nn.Module):
 
 class NPair(Method):
     def forward(self, view_1, view_2, imix, classes):
-        query, labels = self.query(view_1, imix)
-        return imix_nce_loss(query, self.net(view_2), labels, **self.contrast)
+        query, keys, labels = self.query_and_keys(view_1, view_2, imix)
+        return imix_nce_loss(query, keys, labels, **self.contrast)
 
 
 class SimCLR(Method):
@@ -95,8 +112,8 @@ class SimCLR(Method):
 
 class SupCon(Method):
     def forward(self, view_1, view_2, imix, classes):
-        query, labels = self.query(view_1, imix)
-        return imix_supcon_loss(query, self.net(view_2), classes, labels, **self.contrast)
+        query, keys, labels = self.query_and_keys(view_1, view_2, imix)
+        return imix_supcon_loss(query, keys, classes, labels, **self.contrast)
 
 
 class MoCo(Method):
@@ -104,6 +121,7 @@ class MoCo(Method):
         super().__init__(encoder, **options)
         self.key_net = copy.deepcopy(self.net).requires_grad_(False)
         self.queue = NegativeQueue(queue, PROJECTION)
+        self.queue.enqueue(F.normalize(torch.randn(queue, PROJECTION)))  # full from the first step, as published
         self._move = get_ema_multi_avg_fn(momentum)
         self._keys: Tensor | None = None
 

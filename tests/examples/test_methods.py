@@ -68,14 +68,43 @@ def test_npair_without_mixing_is_cross_entropy(views):
     torch.testing.assert_close(method(*views, None, None), expected)
 
 
+@pytest.mark.parametrize("mix_at", [None, "layer2"])
+@pytest.mark.parametrize("method", ["npair", "supcon"])
+def test_batch_statistics_are_those_of_both_views_together(views, method, mix_at):
+    built = build(method, TabularMLP((6,), 1), mix_at=mix_at)
+    inputs = []
+    built.net[1].register_forward_pre_hook(lambda _module, args: inputs.append(args[0]))
+    imix, lam = IMix(generator=torch.Generator().manual_seed(0)), []
+    imix.register_forward_hook(lambda _module, _args, result: lam.append(result))
+    built(*views, imix, torch.arange(16) % 3)
+    (features,), ((mixed, labels),) = inputs, lam
+    assert len(mixed) == 16  # the first view alone
+
+    net = built.encoder
+
+    def blend(x):
+        share = labels.lam[:, None]
+        return torch.cat([share * x[:16] + (1 - share) * x[:16][labels.partner], x[16:]])
+
+    x = torch.cat(views)
+    hidden = net.layer2(net.layer1(x if mix_at else blend(x)))
+    hidden = net.layer5(net.layer4(net.layer3(blend(hidden) if mix_at else hidden)))
+    torch.testing.assert_close(features, hidden.unflatten(1, (-1, 4)).amax(2))
+
+
 def test_moco_without_mixing_sees_its_own_key_and_the_queue(views):
     method = build("moco", TabularMLP((6,), 1)).eval()
+    start = method.queue.negatives.clone()
+    assert start.shape == (64, 128)
+    torch.testing.assert_close(start.norm(dim=1), torch.ones(64))
+    assert (start @ start.T - torch.eye(64)).abs().max() < 0.6  # pairs of 128 random numbers: deviation 0.09
     method(*views, None, None)
     method.after_step()
-    old = F.normalize(method.key_net(views[1]))
-    torch.testing.assert_close(method.queue.negatives, old)
+    newest = F.normalize(method.key_net(views[1]))
+    queue = torch.cat([newest, start[16:]])
+    torch.testing.assert_close(method.queue.negatives, queue)
     query, key = F.normalize(method.net(views[0])), F.normalize(method.key_net(views[1]))
-    logits = torch.cat([(query * key).sum(1, keepdim=True), query @ old.T], 1)
+    logits = torch.cat([(query * key).sum(1, keepdim=True), query @ queue.T], 1)
     torch.testing.assert_close(method(*views, None, None), F.cross_entropy(logits / 0.2, torch.zeros(16).long()))
 
 
