@@ -127,6 +127,8 @@ def _tabular(row: Row, mix: str, scale: str) -> dict[str, object]:
         options["augment"] = "none"
     elif row.data == "covtype":
         options.update({"dropout": 0.2, "dropout-columns": 10})
+    if scale == "paper" and row.data == "covtype":
+        options["standardize-by"] = "all"
     if scale == "cpu":
         return {**options, "width": 2, "epochs": 30 if row.data == "covtype" else 20}
     return {**options, "width": 64, "epochs": 500}

@@ -45,6 +45,8 @@ def test_the_scripts_take_every_recipe(monkeypatch, tmp_path, row, scale):
     assert plain.batch_size == mixed.batch_size == (512 if row.domain == "tabular" else 256)
     assert plain.augment == ("none" if row.table == "3" else "default")
     assert mixed.alpha == (2.0 if row.data == "covtype" else 1.0)
+    if row.data == "covtype":
+        assert mixed.standardize_by == ("all" if scale == "paper" else "train")
 
 
 def forest(path, rows):

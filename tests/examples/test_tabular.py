@@ -11,6 +11,7 @@ from runner.data.dataset import subsample
 from runner.data.tabular import load_tabular
 from runner.errors import Refused
 from runner.recipe import build_optimizer
+from runner.state.saved import open_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 TINY = ("--epochs", 1, "--batch-size", 256, "--seeds", 1, "--width", 1)
@@ -76,10 +77,37 @@ def test_covtype_file(tmp_path, rows, train, test):
     assert torch.equal(data.train_x[:, 10:], torch.from_numpy(table[:train, 10:-1]).float())
 
 
+@pytest.mark.parametrize("rows", [200, 20_000])
+def test_covtype_standardised_by_all_its_rows(tmp_path, rows):
+    table = forest(rows)
+    pd.DataFrame(table).to_csv(tmp_path / "covtype.data", header=False, index=False)
+    data = load_tabular(str(tmp_path / "covtype.data"), standardize_by="all")
+    used = len(data.train_x) + len(data.test_x)
+    quantities = table[:used, :10].astype(float)
+    expected = (quantities - quantities.mean(0)) / quantities.std(0)
+    np.testing.assert_allclose(torch.cat([data.train_x, data.test_x])[:, :10], expected, atol=1e-4)
+    np.testing.assert_array_equal(torch.cat([data.train_x, data.test_x])[:, 10:], table[:used, 10:-1])
+
+
+def test_only_covtype_is_standardised_by_all_rows(refusal):
+    line = refusal(tabular, "--standardize-by", "all")
+    assert "--standardize-by all" in line
+    assert "digits" in line
+
+
+def test_a_saved_run_remembers_which_rows_standardised_it(tmp_path, runs):
+    pd.DataFrame(forest(200)).to_csv(tmp_path / "cover.csv", header=False, index=False)
+    data = tmp_path / "cover.csv"
+    runs(tabular, "--data", data, "--standardize-by", "all", "--mix", "none", "--epochs", 1, "--seeds", 1)
+    _, task = open_run(tmp_path / "out" / "runs" / "npair-none-seed0" / "checkpoint.pt", torch.device("cpu"))
+    assert torch.equal(task.data.train_x, load_tabular(str(data), standardize_by="all").train_x)
+
+
 def test_covtype_trains_with_the_paper_recipe(runs, tmp_path):
     pd.DataFrame(forest(200)).to_csv(tmp_path / "cover.csv", header=False, index=False)
     config = runs(tabular, "--data", tmp_path / "cover.csv", "--epochs", 1, "--batch-size", 64)[0]["config"]
-    assert (config["temperature"], config["alpha"], config["dropout"], config["width"]) == (0.1, 2.0, 0.2, 4)
+    assert (config["temperature"], config["alpha"], config["width"]) == (0.1, 2.0, 4)
+    assert (config["dropout"], config["dropout_columns"], config["standardize_by"]) == (0.2, 10, "train")
 
 
 def test_higgs_file(tmp_path):

@@ -45,17 +45,30 @@ class Table(Dataset):
 
 
 def load_tabular(
-    name_or_path: str, *, label: str | None = None, drop: Sequence[str] = (), root: str | Path | None = None
+    name_or_path: str,
+    *,
+    label: str | None = None,
+    drop: Sequence[str] = (),
+    root: str | Path | None = None,
+    standardize_by: str = "train",
 ) -> Table:
     """Load ``digits``, ``covtype`` or ``higgs`` by name, or a file of theirs or of your own by path.
 
-    Of a file of your own, ``label`` names the class, and the columns ``drop`` are left out.
+    Of a file of your own, ``label`` names the class, and the columns ``drop`` are left out. Columns are standardised by
+    the statistics of the training rows; Covertype's, with ``standardize_by="all"``, by those of all rows.
     """
+    table = _load(name_or_path, label, drop, root, standardize_by)
+    if standardize_by != "train" and table.name != "covtype":
+        raise Refused(f"--standardize-by {standardize_by}: only for covtype, got {table.name}; wanted train")
+    return table
+
+
+def _load(name_or_path: str, label: str | None, drop: Sequence[str], root: str | Path | None, by: str) -> Table:
     if name_or_path == "digits":
         return _digits()
     if name_or_path == "covtype":
         table = fetch_covtype(data_home=root)
-        return _covtype(table.data, table.target)
+        return _covtype(table.data, table.target, by)
     if name_or_path == "higgs":
         table = fetch_openml("higgs", version=2, as_frame=False, parser="auto", data_home=root)
         complete = ~np.isnan(table.data).any(axis=1)
@@ -71,7 +84,7 @@ def load_tabular(
         numbers = _columns_without_header(path)
         if numbers == COVTYPE_COLUMNS:
             table = _read_numbers(path)
-            return _covtype(table[:, :-1], table[:, -1])
+            return _covtype(table[:, :-1], table[:, -1], by)
         if numbers == HIGGS_COLUMNS:
             table = _read_numbers(path)
             return _higgs(table[:, 1:], table[:, 0])
@@ -85,8 +98,8 @@ def _digits() -> Table:
     return _stratified("digits", digits.data, digits.target, [str(d) for d in range(10)])
 
 
-def _covtype(x: np.ndarray, y: np.ndarray) -> Table:
-    """Split and scale as in the paper; a file that was cut short is split as its rows allow."""
+def _covtype(x: np.ndarray, y: np.ndarray, by: str) -> Table:
+    """Split as in the paper; a file that was cut short is split as its rows allow."""
     if len(x) >= 100_000:
         train, test = 15_120, len(x)
     elif len(x) >= 15_120:
@@ -97,7 +110,7 @@ def _covtype(x: np.ndarray, y: np.ndarray) -> Table:
     if classes.min() < 0 or classes.max() > 6:
         raise Refused(f"covtype: labels run from {y.min():g} to {y.max():g}; wanted 1 to 7 in the last column")
     x = x[:test].astype(np.float32)
-    x[:, :10] = _standardize(x[:, :10], train)
+    x[:, :10] = _standardize(x[:, :10], test if by == "all" else train)
     data = _split("covtype", x, classes[:test], train, COVTYPE_CLASSES, groups=(10, 4, 40))
     return replace(data, parts=(*[1] * 10, 4, 40))
 
@@ -143,10 +156,10 @@ def _stratified(name: str, x: np.ndarray, y: np.ndarray, classes: list[str]) -> 
     return replace(data, rows=rows, raw=pd.DataFrame(x).rename(columns=lambda i: f"x{i}"))
 
 
-def _standardize(x: np.ndarray, train: int) -> np.ndarray:
-    """Zero mean and unit variance over the training rows; a constant column becomes zeros."""
+def _standardize(x: np.ndarray, rows: int) -> np.ndarray:
+    """Zero mean and unit variance over the first ``rows``; a constant column becomes zeros."""
     x = x.astype(np.float64)
-    mean, std = x[:train].mean(0), x[:train].std(0)
+    mean, std = x[:rows].mean(0), x[:rows].std(0)
     return (x - mean) / np.where(std > 0, std, 1.0)
 
 
