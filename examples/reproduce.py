@@ -105,12 +105,13 @@ def transfer(args: argparse.Namespace) -> None:
 def _probe_elsewhere(args: argparse.Namespace, row: Row, folder: Path, mix: str) -> list[float]:
     run(args, row, folder, recipe(row, mix, args.scale))
     found = []
+    probe = args.changes.get("probe", "sgd" if args.scale == "paper" else "logistic")
     for seed in range(args.seeds):
         _require(args, args.to)
         checkpoint = folder / "runs" / f"{row.method}-{mix}-seed{seed}" / "checkpoint.pt"
         data = args.path.get(args.to, args.to)
         encoder, task = open_run(checkpoint, pick_device(args.device), data=data, root=args.data_root)
-        found.append(100 * evaluate(encoder, task.data, task.to_input)["probe_accuracy"])
+        found.append(100 * evaluate(encoder, task.data, task.to_input, probe)["probe_accuracy"])
     return found
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,17 +16,17 @@ PASSES = 30  # running statistics forget their start with 0.9 to the power of th
 MOST = 4096  # numbers per row that a probe is given raw
 
 
-def raw_input(task: Task) -> dict[str, float]:
+def raw_input(task: Task, probe: str) -> dict[str, Any]:
     """Judge what the network is shown as if it were features."""
-    return evaluate(Raw(), task.data, task.to_input)
+    return evaluate(Raw(), task.data, task.to_input, probe)
 
 
-def untrained(task: Task, seed: int, batch_size: int, device: torch.device) -> dict[str, float]:
+def untrained(task: Task, seed: int, batch_size: int, device: torch.device, probe: str) -> dict[str, Any]:
     """Judge the features of the weights that a run with this seed begins with, batch statistics settled."""
     torch.manual_seed(seed)
     encoder = task.build_encoder().to(device)
     settle_statistics(encoder, task, batch_size, device)
-    return evaluate(encoder, task.data, task.to_input)
+    return evaluate(encoder, task.data, task.to_input, probe)
 
 
 class Raw(nn.Module):

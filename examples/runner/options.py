@@ -9,6 +9,7 @@ from typing import Any
 
 from runner.encoders import NORMS
 from runner.errors import Refused
+from runner.evaluate import PROBES
 from runner.methods import METHODS
 
 MIXES = ("none", "mixup", "cutmix")
@@ -63,6 +64,12 @@ def build_parser(
     )
     option("--projection-bn", choices=tuple(NORMS), help="batch normalisation in the projection (default: hidden)")
     option("--prediction-bn", choices=tuple(NORMS), help="BYOL, SimSiam: in the predictor (default: hidden)")
+    option(
+        "--probe",
+        default="logistic",
+        choices=PROBES,
+        help="logistic (default), or sgd: the paper's, whose rate is chosen on the test rows",
+    )
     option("--amp", choices=("bf16",), help="train in mixed precision")
     option("--compile", action="store_true", help="compile the encoder")
     option("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps ... (default: auto)")

@@ -72,6 +72,8 @@ def recipe(row: Row, mix: str, scale: str) -> list[str]:
     """The options that train one cell of a table."""
     build = {"image": _image, "speech": _speech, "tabular": _tabular}[row.domain]
     options = {"method": row.method, "mix": mix, **build(row, mix, scale)}
+    if scale == "paper":
+        options["probe"] = "sgd"
     if row.method == "moco":
         options["queue"] = 1024 if scale == "cpu" else 4096
     if row.method in ("moco", "byol"):  # a few hundred steps would leave the slow copy where it began

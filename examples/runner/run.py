@@ -74,17 +74,18 @@ def _compare(settings: Settings, task: Task) -> None:
             experiment = Experiment(settings, mix, seed)
             encoder, pace = pretrain(experiment, task, train_on)
             if is_main():
-                results.add(experiment, evaluate(encoder, task.data, task.to_input), pace)
+                results.add(experiment, evaluate(encoder, task.data, task.to_input, settings.probe), pace)
     if is_main():
         results.finish()
 
 
 def _judge_controls(results: Results, settings: Settings, task: Task) -> None:
     if not results.has_control("raw", 0):
-        results.add_control("raw", 0, raw_input(task))
+        results.add_control("raw", 0, raw_input(task, settings.probe))
     for seed in range(settings.seeds):
         if not results.has_control("untrained", seed):
-            metrics = untrained(task, seed, min(settings.batch_size, len(task.data.train_y)), settings.device)
+            batch_size = min(settings.batch_size, len(task.data.train_y))
+            metrics = untrained(task, seed, batch_size, settings.device, settings.probe)
             results.add_control("untrained", seed, metrics)
 
 

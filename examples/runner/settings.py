@@ -61,6 +61,7 @@ class Settings:
     prediction_bn: str
     data_fraction: float
     class_fraction: float
+    probe: str
     amp: str | None
     compile: bool
     device: torch.device

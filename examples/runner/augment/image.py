@@ -43,6 +43,18 @@ def crop_and_flip(x: Tensor, least_area: float, flip: bool, generator: torch.Gen
     return F.grid_sample(x, torch.stack([across, down], -1), padding_mode="reflection", align_corners=False)
 
 
+def crop_padded_and_flip(x: Tensor, padding: int = 4) -> Tensor:
+    """Shift each image by up to ``padding`` pixels either way, black coming in, and mirror every other one."""
+    n, _, height, width = x.shape
+    padded = F.pad(x, [padding] * 4)
+    top, left = torch.randint(2 * padding + 1, (2, n), device=x.device)
+    rows, columns = torch.arange(height, device=x.device), torch.arange(width, device=x.device)
+    mirrored = (torch.rand(n, device=x.device) < 0.5)[:, None]
+    columns = torch.where(mirrored, columns.flip(0), columns)
+    image, row, column = torch.arange(n, device=x.device), top[:, None] + rows, left[:, None] + columns
+    return padded.transpose(1, 0)[:, image[:, None, None], row[:, :, None], column[:, None, :]].transpose(1, 0)
+
+
 def jitter_colours(x: Tensor, generator: torch.Generator | None) -> Tensor:
     """Brightness, contrast and saturation by 0.4, hue by 0.1 on four images in five; one in five turns grey."""
     n = len(x)

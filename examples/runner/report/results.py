@@ -47,11 +47,11 @@ class Results:
         """Whether an earlier command has judged it."""
         return any((control["control"], control["seed"]) == (name, seed) for control in self.controls)
 
-    def add_control(self, name: str, seed: int, metrics: dict[str, float]) -> None:
+    def add_control(self, name: str, seed: int, metrics: dict[str, Any]) -> None:
         """Note what there is before any training."""
         self.controls.append({"control": name, "seed": seed, "metrics": metrics})
 
-    def add(self, experiment: Experiment, metrics: dict[str, float], pace: Pace) -> None:
+    def add(self, experiment: Experiment, metrics: dict[str, Any], pace: Pace) -> None:
         """Note one finished run."""
         mix, seed = experiment.mix, experiment.seed
         self.runs = [run for run in self.runs if (run["mix"], run["seed"]) != (mix, seed)]
@@ -85,6 +85,8 @@ class Results:
         print(format_table(summary, seeds, {"raw": f"raw {self.raw_name}"}))
         if conclusion := self.conclusion():
             print(f"\n{conclusion}")
+        if self.settings.probe == "sgd":
+            print(f"\n{format_rates([*self.controls, *self.runs])}")
         bars, curves = self.settings.out / "comparison.png", self.settings.out / "curves.png"
         draw_comparison(bars, self.title, summary, {"raw": f"raw {self.raw_name}"})
         draw_curves(curves, self.title, self._losses())
@@ -141,6 +143,15 @@ def summarize(runs: list[dict[str, Any]]) -> dict[str, dict[str, tuple[float, fl
             values = [100 * metrics[metric] for metrics in same]
             summary[mix][metric] = (mean(values), stdev(values) if len(values) > 1 else 0.0)
     return summary
+
+
+def format_rates(runs: list[dict[str, Any]]) -> str:
+    """What each rate of the paper's probe gave, run by run; the table has the best."""
+    rows = ["linear probe at each rate (above: the best of a run, chosen on the test rows, as in the paper)"]
+    for run in runs:
+        rates = ", ".join(f"{rate}: {100 * found:.2f}" for rate, found in run["metrics"]["sgd_probe"].items())
+        rows.append(f"{name_of(run)} seed {run['seed']}  {rates}")
+    return "\n".join(rows)
 
 
 def format_table(
