@@ -99,6 +99,7 @@ def build_resnet(name: str, channels: int, *, small_images: bool) -> nn.Module:
         net.maxpool = nn.Identity()
     elif channels != 3:
         net.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
+    nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")  # as all other convolutions
     return net
 
 

@@ -1,4 +1,5 @@
 import pickle
+from itertools import permutations
 
 import image
 import numpy as np
@@ -6,11 +7,30 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
-from runner.augment.image import SimCLRAugment, crop_and_flip, luminance, rotate_hue
+from runner.augment.image import (
+    SimCLRAugment,
+    brighten,
+    contrast,
+    crop_and_flip,
+    jitter_colours,
+    luminance,
+    rotate_hue,
+    saturate,
+)
 from runner.data.image import load_image
 from runner.encoders import build_resnet
 from runner.errors import Refused
-from torchvision.transforms.v2.functional import rgb_to_grayscale
+from runner.inputs import Normalize
+from torchvision.transforms import RandomResizedCrop
+from torchvision.transforms.v2.functional import (
+    adjust_brightness,
+    adjust_contrast,
+    adjust_hue,
+    adjust_saturation,
+    normalize,
+    resized_crop,
+    rgb_to_grayscale,
+)
 
 TINY = ("--epochs", 1, "--batch-size", 256, "--seeds", 1, "--width", 2)
 
@@ -153,10 +173,79 @@ def test_crop_of_everything_is_the_image_and_flip_its_mirror(colours):
 
 def test_grey_and_hue_against_their_definitions(colours):
     torch.testing.assert_close(luminance(colours), rgb_to_grayscale(colours), atol=2e-3, rtol=0)
-    torch.testing.assert_close(rotate_hue(colours, torch.zeros(64)), colours)
-    third = rotate_hue(colours, torch.full((64,), 1 / 3))  # red to green, green to blue, blue to red
-    torch.testing.assert_close(third, colours[:, [2, 0, 1]])
-    torch.testing.assert_close(rotate_hue(colours, torch.full((64,), 0.07)).mean(1), colours.mean(1))
+    for turns in (0.0, 0.07, -0.1, 1 / 3):
+        expected = adjust_hue(colours, turns)
+        torch.testing.assert_close(rotate_hue(colours, torch.full((64, 1, 1, 1), turns)), expected, atol=1e-5, rtol=0)
+    for corner in (torch.zeros(1, 3, 2, 2), torch.ones(1, 3, 2, 2)):
+        torch.testing.assert_close(rotate_hue(corner, torch.full((1, 1, 1, 1), 0.1)), corner)
+
+
+def test_each_change_of_colour_is_torchvisions(colours):
+    for change, peer in ((brighten, adjust_brightness), (contrast, adjust_contrast), (saturate, adjust_saturation)):
+        for amount in (0.6, 1.4):
+            expected = peer(colours, amount)
+            torch.testing.assert_close(change(colours, torch.full((64, 1, 1, 1), amount)), expected, atol=2e-3, rtol=0)
+
+
+def test_changes_of_colour_come_in_every_order(monkeypatch):
+    names = iter("bcsh")
+    marks = {name: lambda x, _amount, k=k: 5 * x + k for k, name in enumerate(names, 1)}  # an order is a number
+    monkeypatch.setattr("runner.augment.image.CHANGES", tuple(marks.values()))
+    monkeypatch.setattr("runner.augment.image.luminance", lambda x: x)
+    seen = jitter_colours(torch.zeros(20_000, 3, 1, 1), torch.Generator().manual_seed(0))[:, 0, 0, 0].long()
+    values, counts = seen.unique(return_counts=True)
+    orders = [sum(k * 5 ** (3 - i) for i, k in enumerate(order)) for order in permutations(range(1, 5))]
+    assert values.tolist() == [0, *sorted(orders)]
+    assert abs(counts[0] / 20_000 - 0.2) < 0.01
+    assert counts[1:].min() > 0.8 * counts[1:].max()
+
+
+def test_crops_are_those_of_torchvision():
+    """Same areas and sides in distribution, and the same pixels for the same box."""
+    generator = torch.Generator().manual_seed(0)
+    ramp = torch.linspace(0, 1, 32)
+    x = torch.stack([ramp.expand(32, 32), ramp[:, None].expand(32, 32)]).expand(20_000, 2, 32, 32)
+    cut = crop_and_flip(x, 0.2, False, generator)
+    w = ((cut[:, 0, 0, -1] - cut[:, 0, 0, 0]) * 31).round() + 1
+    h = ((cut[:, 1, -1, 0] - cut[:, 1, 0, 0]) * 31).round() + 1
+    torch.manual_seed(0)
+    boxes = torch.tensor(
+        [RandomResizedCrop.get_params(x[0], [0.2, 1.0], [3 / 4, 4 / 3]) for _ in range(20_000)]
+    ).float()
+    ours, theirs = (w * h).numpy() / 1024, (boxes[:, 2] * boxes[:, 3]).numpy() / 1024
+    assert ours.mean() == pytest.approx(theirs.mean(), abs=0.006)
+    assert ours.mean() == pytest.approx(0.55, abs=0.01)
+    for share in (0.1, 0.5, 0.9):
+        assert np.quantile(ours, share) == pytest.approx(np.quantile(theirs, share), abs=0.015)
+        assert np.quantile(w, share) == pytest.approx(np.quantile(boxes[:, 3], share), abs=1)
+    image = torch.rand(1, 3, 32, 32, generator=generator)
+    left, top = (cut[0, 0, 0, 0] * 31).round(), (cut[0, 1, 0, 0] * 31).round()
+    box = [int(v) for v in (top, left, h[0], w[0])]
+    again = crop_and_flip(
+        torch.cat([image, x[1:, :1].expand(-1, 3, -1, -1)]), 0.2, False, torch.Generator().manual_seed(0)
+    )
+    expected = resized_crop(image, *box, [32, 32], antialias=False)
+    torch.testing.assert_close(again[:1], expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "mean", "std"),
+    [
+        ("cifar10", (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+        ("cifar100", (0.5071, 0.4867, 0.4408), (0.2009, 0.1984, 0.2023)),
+    ],
+)
+def test_cifar_is_normalised_as_published(name, mean, std):
+    pixels = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    expected = normalize(pixels.float() / 255, list(mean), list(std))
+    torch.testing.assert_close(Normalize(name, pixels)(pixels), expected)
+
+
+@pytest.mark.parametrize(("channels", "fan_out"), [(3, 64 * 9), (1, 64 * 9)])
+def test_the_stem_begins_like_the_other_convolutions(channels, fan_out):
+    torch.manual_seed(0)
+    stem = build_resnet("resnet18", channels, small_images=True).conv1.weight
+    assert stem.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.1)
 
 
 @pytest.mark.parametrize(("channels", "size"), [(1, 32), (3, 64)])

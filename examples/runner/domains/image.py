@@ -58,7 +58,7 @@ class Images:
 
     def task(self, settings: ImageSettings, data: Dataset) -> Task:
         _, channels, _, size = data.train_x.shape
-        to_input = Normalize(data.train_x).to(settings.device)
+        to_input = Normalize(data.name, data.train_x).to(settings.device)
         # A mirrored digit is no digit; a mirrored cat is a cat.
         augment = SimCLRAugment(flip=data.name != "digits") if settings.augment == "default" else nn.Identity()
 
