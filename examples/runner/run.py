@@ -117,7 +117,8 @@ def pretrain(experiment: Experiment, task: Task, data: Dataset) -> tuple[nn.Modu
 
     for rows in steps:
         x = take(data.train_x, rows).to(settings.device)
-        view_1, view_2 = (inputmix(task.augmented(x)) for _ in range(2))
+        # Both views at once: the rows that InputMix blends in come from either.
+        view_1, view_2 = inputmix(torch.cat([task.augmented(x) for _ in range(2)])).chunk(2)
         with torch.autocast(settings.device.type, torch.bfloat16, enabled=settings.amp == "bf16"):
             loss = train(view_1, view_2, imix, data.train_y[rows])
         optimizer.zero_grad()

@@ -14,6 +14,8 @@ from runner.recipe import build_optimizer
 from runner.state.saved import open_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from imix_aug import InputMix
+
 TINY = ("--epochs", 1, "--batch-size", 256, "--seeds", 1, "--width", 1)
 
 
@@ -51,6 +53,22 @@ def test_no_augmentation_with_inputmix(runs):
     done = runs(tabular, "--augment", "none", "--inputmix", 2, "--mix", "mixup", *TINY)
     assert done[0]["config"]["inputmix"] == 2
     assert done[0]["config"]["augment"] == "none"
+
+
+def test_inputmix_blends_in_rows_of_both_views(runs, monkeypatch):
+    seen = []
+
+    def build_inputmix(others):
+        mix = InputMix(others)
+        mix.register_forward_hook(lambda _module, inputs, mixed: seen.append((inputs[0], mixed)))
+        return mix
+
+    monkeypatch.setattr("runner.run.build_inputmix", build_inputmix)
+    runs(tabular, "--inputmix", 2, "--mix", "none", "--augment", "none", *TINY)
+    before, after = seen[0]
+    assert before.shape == after.shape == (512, 64)
+    assert torch.equal(before[:256], before[256:])  # two views of the same rows
+    assert not torch.allclose(after[:256], after[256:])
 
 
 def forest(rows):
