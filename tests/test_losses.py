@@ -604,12 +604,8 @@ def test_supcon_takes_no_ids():
         imix_supcon_loss(q, k, classes, ids=classes)
 
 
-def test_a_weight_that_is_learnt_is_refused_across_ranks():
+def test_a_weight_that_is_learnt_gets_the_gradient_of_the_weighted_mean():
     q, k, weight = torch.randn(4, 3), torch.randn(4, 3), torch.rand(4, requires_grad=True)
-    with pytest.raises(ValueError, match=r"^weight must need no gradient with gather_distributed=True"):
-        imix_nce_loss(q, k, weight=weight, gather_distributed=True)
-    # On one process it gets the gradient of the weighted mean.
     (grad,) = torch.autograd.grad(imix_nce_loss(q, k, weight=weight, temperature=0.2), weight)
     rows = imix_nce_loss(q, k, temperature=0.2, reduction="none")
     torch.testing.assert_close(grad, (rows - (rows * weight).sum() / weight.sum()) / weight.sum())
-    imix_nce_loss(q, k, weight=weight.detach(), gather_distributed=True)

@@ -45,6 +45,8 @@ def main(devices: int = 1, steps: int = 200) -> float:
         enable_model_summary=False,
     )
     trainer.fit(Contrastive(), loader)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()  # its threads would abort an interpreter that ends before them
     return trainer.callback_metrics["loss"].item()
 
 

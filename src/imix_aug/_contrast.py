@@ -141,11 +141,6 @@ def checked(
         negative_ids = _check.integers("negative_ids", negative_ids, negatives.shape[0], device)
     if weight is not None:
         weight = _check.weight(weight, n, device)
-        if gather_distributed is True and reduction == "mean" and weight.requires_grad and torch.is_grad_enabled():
-            raise ValueError(
-                'weight must need no gradient with gather_distributed=True and reduction="mean", for the other ranks\' '
-                'share of it would be lost: pass weight.detach(), or weigh the rows of reduction="none"'
-            )
     return Contrast(
         autocast=autocast_dtype(device.type),
         temperature=_check.temperature(temperature, device),
