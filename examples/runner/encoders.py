@@ -11,16 +11,18 @@ from torch import Tensor, nn
 class TabularMLP(nn.Module):
     """The paper's five layers (32w, 32w, 64w, 64w, 128w units), maxout over four neighbours on the last.
 
-    Columns of several kinds (``groups``) first go through a linear layer of w units per kind, and lie side by side from
-    then on. ``first`` puts a normalised layer of so many units before all others.
+    Columns of several kinds (``groups``) first go through a linear layer of 64 units per kind, whatever the width, and
+    lie side by side from then on. ``first`` puts a normalised layer of so many units before all others.
     """
+
+    PER_KIND = 64
 
     def __init__(self, groups: tuple[int, ...], width: int = 4, *, first: int | None = None) -> None:
         super().__init__()
         self.groups = list(groups)
-        kinds = groups if len(groups) > 1 else ()  # a bottleneck of w units would be of no use to columns of one kind
-        self.kinds = nn.ModuleList(nn.Linear(columns, width) for columns in kinds)
-        inputs = width * len(kinds) or sum(groups)
+        kinds = groups if len(groups) > 1 else ()
+        self.kinds = nn.ModuleList(nn.Linear(columns, self.PER_KIND) for columns in kinds)
+        inputs = self.PER_KIND * len(kinds) or sum(groups)
         self.first = normalised_layer(inputs, first) if first else nn.Identity()
         sizes = [first or inputs, 32 * width, 32 * width, 64 * width, 64 * width]
         self.layer1, self.layer2, self.layer3, self.layer4 = (normalised_layer(n, m) for n, m in pairwise(sizes))
