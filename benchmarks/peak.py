@@ -20,7 +20,7 @@ def main(name: str, n: str, d: str, device: str, threads: str) -> None:
 def _peak_resident() -> float:
     status = Path("/proc/self/status")
     if status.exists():  # The resource module would report the parent's peak where that was higher.
-        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        (line,) = (line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024 / 1e6
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return kilobytes / 1e6 if sys.platform == "darwin" else kilobytes * 1024 / 1e6

@@ -12,12 +12,12 @@ Row = dict[str, Any]
 
 def merge(path: Path, machine: dict[str, object], rows: list[Row]) -> list[Row]:
     """Put rows into a file of results, in the place of former ones of the same size and dtype; return all of them."""
-    former = json.loads(path.read_text())["rows"] if path.exists() else []
+    former = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
     by_key = {_key(row): row for row in [*former, *rows]}
     merged = sorted(by_key.values(), key=_order)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".part")
-    unfinished.write_text(json.dumps({"machine": machine, "rows": merged}, indent=1) + "\n")
+    unfinished.write_text(json.dumps({"machine": machine, "rows": merged}, indent=1) + "\n", encoding="utf-8")
     os.replace(unfinished, path)
     return merged
 

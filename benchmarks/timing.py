@@ -54,7 +54,9 @@ def _busy_seconds() -> float:
     """Return the processor time that all processes of this machine have taken, or 0 where Linux does not tell."""
     if not _STAT.exists():
         return time.process_time()
-    user, nice, system, _idle, _wait, *rest = (int(field) for field in _STAT.read_text().split("\n")[0].split()[1:9])
+    user, nice, system, _idle, _wait, *rest = (
+        int(field) for field in _STAT.read_text(encoding="utf-8").split("\n")[0].split()[1:9]
+    )
     return (user + nice + system + sum(rest)) / _JIFFIES
 
 
@@ -68,7 +70,7 @@ def _processor() -> str:
     info = Path("/proc/cpuinfo")
     fields = dict(
         (part.strip() for part in line.split(":", 1))
-        for line in (info.read_text().splitlines() if info.exists() else ())
+        for line in (info.read_text(encoding="utf-8").splitlines() if info.exists() else ())
         if ":" in line
     )
     vector = torch.backends.cpu.get_cpu_capability()

@@ -48,5 +48,5 @@ def _cell(number: int, kind: str, text: str) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    NOTEBOOK.write_text(notebook(PAGE.read_text()))
+    NOTEBOOK.write_text(notebook(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
     print(NOTEBOOK)

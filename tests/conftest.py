@@ -1,4 +1,5 @@
 import os
+import sys
 
 import pytest
 import torch
@@ -6,6 +7,14 @@ from hypothesis import HealthCheck, settings
 
 # Plugins that take something away from the process that imports them, as doctest collection would; what needs Triton.
 collect_ignore = ["without_distributed.py", "without_triton.py", "compiled_kernels.py"]
+if not torch.distributed.is_available():
+    collect_ignore += [
+        "test_distributed.py",
+        "test_distributed_arguments.py",
+        "test_gradient_faults.py",
+        "test_mesh.py",
+    ]
+    collect_ignore += ["examples/test_ranks.py"]
 
 settings.register_profile(
     "default", deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow], derandomize=True
@@ -21,6 +30,8 @@ def _seed():
 @pytest.fixture(scope="session")
 def worlds():
     """Processes joined by gloo, by their number; none is started before it is needed."""
+    if sys.platform != "linux":
+        pytest.skip("several processes are tested on Linux")
     from ranks import World  # Some tests run on a torch without its distributed part.
 
     opened = {size: World(size) for size in (2, 3, 4)}

@@ -1,9 +1,9 @@
 """Worlds of processes that live as long as the test session: each test sends them a function to run on every rank."""
 
 import contextlib
-import os
 import tempfile
 import traceback
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -61,7 +61,7 @@ class World:
 
     def _start(self):
         context = mp.get_context("spawn")
-        file = os.path.join(tempfile.mkdtemp(), "store")
+        file = Path(tempfile.mkdtemp(), "store").as_uri()
         pairs = [context.Pipe() for _ in range(self.size)]
         self.pipes = [ours for ours, _ in pairs]
         self.processes = [
@@ -74,7 +74,7 @@ class World:
 
 def _serve(rank, size, file, pipe):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=size)
+    dist.init_process_group("gloo", init_method=file, rank=rank, world_size=size)
     while (task := pipe.recv()) is not None:
         function, args = task
         torch.manual_seed(0)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 pytest.importorskip("matplotlib")
+pytest.importorskip("resource", reason="Windows does not tell what a process has taken")
 pytest.importorskip("benchmarks", reason="the benchmarks are no part of the installed package")
 
 from benchmarks import contestants, report
@@ -17,7 +18,7 @@ TINY = ["--device", "cpu", "--threads", "1", "--rounds", "1", "--seconds", "0"]
 
 def run(folder, subcommand, *options):
     main([subcommand, *options, *TINY, "--out", str(folder)])
-    written = json.loads((folder / f"{subcommand}.json").read_text())
+    written = json.loads((folder / f"{subcommand}.json").read_text(encoding="utf-8"))
     assert (folder / f"{subcommand}.png").stat().st_size > 0
     assert written["machine"]["threads"] == 1
     return {row["size"]: row for row in written["rows"]}

@@ -20,6 +20,7 @@ from imix_aug import (
 )
 
 SIZES = (6, 9, 14)  # None of them a width below: equal sizes are taken for one another when a graph is traced.
+IS_2_4 = torch.__version__.startswith("2.4.")
 BACKENDS = ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
 
 
@@ -82,7 +83,7 @@ def wrapped_logits(q1, q2, k1, k2, labels, temperature):
 
 
 LOSSES = [npair, npair_of_float, npair_by_row, moco, ntxent, supcon, byol, wrapped_pairs]
-if tuple(map(int, torch.__version__.split(".")[:2])) > (2, 4):  # Which cannot trace a look into a module.
+if not IS_2_4:  # Which cannot trace a look into a module.
     LOSSES.append(wrapped_logits)
 
 
@@ -214,6 +215,7 @@ def test_export_of_a_trained_encoder():
     torch.testing.assert_close(exported.module()(batch), encoder(batch))
 
 
+@pytest.mark.skipif(IS_2_4, reason="torch 2.4 cannot trace torch.utils._pytree's paths")
 @pytest.mark.parametrize("mix", [IMix(skip="id"), IMix(only="x", mode="cutmix", dims=(1,)), InputMix(skip=("id",))])
 def test_a_part_of_a_batch_compiles_without_graph_break(mix):
     batch = {"x": torch.randn(5, 4, 3), "id": torch.arange(5)}

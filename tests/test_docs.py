@@ -24,7 +24,7 @@ def test_code_blocks_run(page, monkeypatch):
     torch.manual_seed(0)
     monkeypatch.setenv("MPLBACKEND", "agg")
     examples = list(sybil.Sybil([PythonCodeBlockParser()]).parse(page))
-    assert len(examples) >= page.read_text().count("```python\n")
+    assert len(examples) >= page.read_text(encoding="utf-8").count("```python\n")
     for example in examples:
         try:
             example.evaluate()
@@ -37,7 +37,8 @@ def test_code_blocks_run(page, monkeypatch):
 def test_the_readme_shows_the_lines_of_the_front_page():
     """These run as a block of the front page."""
     blocks = [
-        re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.M | re.S) for page in (README, DOCS / "index.md")
+        re.findall(r"^```python\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S)
+        for page in (README, DOCS / "index.md")
     ]
     assert len(blocks[0]) == 1
     assert blocks[0] == blocks[1]
@@ -49,7 +50,7 @@ CALL = re.compile(r"imix_(?:nce|ntxent|supcon|clip)_loss(\((?:[^()]|\((?:[^()]|\
 @pytest.mark.parametrize("page", [README, *PAGES], ids=lambda page: page.stem)
 def test_every_line_that_replaces_a_loss_names_its_temperature(page):
     """The published losses have temperatures from 0.05 to 1; a default would be somebody else's."""
-    text = re.sub(r"^[+-]", "", page.read_text(), flags=re.MULTILINE)
+    text = re.sub(r"^[+-]", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
     blocks = re.findall(r"^```(?:python|diff)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     blocks += re.findall(r"^\|.*\|$", text, re.MULTILINE)
     calls = [call for block in blocks for call in CALL.findall(block) if "label" in call or "virtual" in call]
@@ -59,20 +60,22 @@ def test_every_line_that_replaces_a_loss_names_its_temperature(page):
 def test_every_loss_that_a_page_names_exists():
     import imix_aug
 
-    named = {name for page in [README, *PAGES] for name in re.findall(r"\bimix_\w+_loss\b", page.read_text())}
+    named = {
+        name for page in [README, *PAGES] for name in re.findall(r"\bimix_\w+_loss\b", page.read_text(encoding="utf-8"))
+    }
     assert named <= set(imix_aug.__all__)
 
 
 def test_the_readme_links_to_what_is_there():
-    links = re.findall(r"\]\(([^)#]+)\)|(?:src|srcset)=\"([^\"]+)\"", README.read_text())
+    links = re.findall(r"\]\(([^)#]+)\)|(?:src|srcset)=\"([^\"]+)\"", README.read_text(encoding="utf-8"))
     local = [link for pair in links for link in pair if link and "://" not in link]
     assert len(local) > 5
     assert [link for link in local if not (README.parent / link).exists()] == []
 
 
 def test_the_notebook_is_the_tutorial():
-    made = runpy.run_path(str(DOCS / "notebook.py"))["notebook"](TUTORIAL.read_text())
-    assert made == TUTORIAL.with_suffix(".ipynb").read_text(), "run `python docs/notebook.py`"
+    made = runpy.run_path(str(DOCS / "notebook.py"))["notebook"](TUTORIAL.read_text(encoding="utf-8"))
+    assert made == TUTORIAL.with_suffix(".ipynb").read_text(encoding="utf-8"), "run `python docs/notebook.py`"
 
 
 def test_the_notebook_prints_what_the_tutorial_shows(monkeypatch):
@@ -80,7 +83,7 @@ def test_the_notebook_prints_what_the_tutorial_shows(monkeypatch):
     nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
     pytest.importorskip("ipykernel")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    page = TUTORIAL.read_text()
+    page = TUTORIAL.read_text(encoding="utf-8")
     notebook = nbformat.read(TUTORIAL.with_suffix(".ipynb"), as_version=4)
     nbformat.validate(notebook)
     nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
@@ -100,7 +103,7 @@ def test_the_notebook_prints_what_the_tutorial_shows(monkeypatch):
 def test_every_page_has_a_place_in_the_table_of_contents():
     entries = {DOCS / "index.md"}
     for index in (DOCS / "index.md", DOCS / "integrations" / "index.md"):
-        for block in index.read_text().split("```{toctree}")[1:]:
+        for block in index.read_text(encoding="utf-8").split("```{toctree}")[1:]:
             lines = (line.strip() for line in block.split("```")[0].splitlines())
             entries |= {index.parent / f"{line}.md" for line in lines if line and not line.startswith(":")}
     assert entries == set(PAGES)
@@ -109,14 +112,14 @@ def test_every_page_has_a_place_in_the_table_of_contents():
 def test_every_public_name_is_in_the_reference():
     import imix_aug
 
-    reference = (DOCS / "api.md").read_text()
+    reference = (DOCS / "api.md").read_text(encoding="utf-8")
     assert [name for name in imix_aug.__all__ if f":: {name}\n" not in reference] == []
 
 
 def test_every_public_name_and_argument_is_in_the_page_for_assistants():
     import imix_aug
 
-    page = (DOCS / "llms.txt").read_text()
+    page = (DOCS / "llms.txt").read_text(encoding="utf-8")
     for name in imix_aug.__all__:
         assert f"- {name}(" in page
         for argument in inspect.signature(getattr(imix_aug, name)).parameters:

@@ -1,9 +1,12 @@
 """Machines that lack something, simulated in a process of their own: Triton, or torch's distributed part."""
 
+import ast
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 TESTS = Path(__file__).parent
 
@@ -53,3 +56,48 @@ def test_pytest_starts_without_triton():
     listed = run(*options, "src", "tests/test_triton.py")
     assert "imix_aug.imix_nce_loss" in listed
     assert "error" not in listed
+
+
+def calls(path):
+    return (node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call))
+
+
+def is_text_of_unsaid_encoding(call):
+    name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+    modes = [each.value for each in (*call.args, *(k.value for k in call.keywords)) if isinstance(each, ast.Constant)]
+    is_text = name in ("read_text", "write_text") and isinstance(call.func, ast.Attribute)
+    is_text |= name in ("open", "fdopen") and any(
+        mode in ("r", "w", "a", "x", "rt", "wt", "at", "xt") for mode in modes
+    )
+    is_text |= isinstance(call.func, ast.Name) and name == "open" and not any("b" in str(mode) for mode in modes)
+    return is_text and "encoding" not in {keyword.arg for keyword in call.keywords}
+
+
+@pytest.mark.parametrize("folder", ["src", "examples", "tests", "docs", "benchmarks"])
+def test_every_file_is_read_and_written_in_an_encoding_that_is_said(folder):
+    """Where it is not, the machine's own is taken, on Windows not UTF-8."""
+    files = sorted((TESTS.parent / folder).rglob("*.py"))
+    assert len(files) > 3
+    unsaid = [f"{path}:{call.lineno}" for path in files for call in calls(path) if is_text_of_unsaid_encoding(call)]
+    assert not unsaid
+
+
+@pytest.mark.parametrize(
+    ("line", "unsaid"),
+    [
+        ("path.read_text()", True),
+        ("path.write_text('a')", True),
+        ("open(path)", True),
+        ("open(path, 'w')", True),
+        ("path.open('w')", True),
+        ("gzip.open(path, mode='wt')", True),
+        ("path.read_text(encoding='utf-8')", False),
+        ("write_text(path, 'a')", False),
+        ("open(path, 'rb')", False),
+        ("path.open('wb')", False),
+        ("Image.open(path)", False),
+        ("tarfile.open(path, 'w:gz')", False),
+    ],
+)
+def test_an_encoding_that_is_not_said_is_seen(line, unsaid):
+    assert is_text_of_unsaid_encoding(ast.parse(line, mode="eval").body) == unsaid

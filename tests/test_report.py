@@ -94,7 +94,7 @@ def test_a_lost_card_or_full_memory_is_no_reason_to_go_on(error):
 
 def test_a_triton_that_cannot_be_imported_is_no_triton(tmp_path):
     (tmp_path / "triton").mkdir()
-    (tmp_path / "triton" / "__init__.py").write_text("import setuptools_that_is_not_there")
+    (tmp_path / "triton" / "__init__.py").write_text("import setuptools_that_is_not_there", encoding="utf-8")
     code = "from imix_aug import _backend; print(_backend._import_error())"
     path = os.pathsep.join([str(tmp_path), *(each for each in sys.path if each)])
     run = subprocess.run(

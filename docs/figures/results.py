@@ -10,7 +10,7 @@ from statistics import mean, stdev
 import matplotlib.pyplot as plt
 from style import OWN, REST, save
 
-RUNS = json.loads(Path(__file__).with_suffix(".json").read_text())
+RUNS = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
 METHODS = {"npair": "N-pair", "moco": "MoCo v2", "byol": "BYOL"}
 TITLES = {"covtype": "UCI Covertype, 5 seeds", "fsdd": "spoken digits, 3 seeds", "cifar10": "CIFAR-10, 3 seeds"}
 

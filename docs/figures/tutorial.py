@@ -17,7 +17,7 @@ def run(seed: int = 0) -> dict[str, list[float]]:
     """Run every Python block of the page, and return the losses that it has then."""
     torch.set_num_threads(1)
     names: dict[str, list[float]] = {}
-    for block in TUTORIAL.read_text().split("```python\n")[1:]:
+    for block in TUTORIAL.read_text(encoding="utf-8").split("```python\n")[1:]:
         exec(block.split("```")[0].replace("manual_seed(0)", f"manual_seed({seed})"), names)
     return names
 

@@ -47,7 +47,7 @@ def tiny_model(words: list[str]) -> SentenceTransformer:
     """A SentenceTransformer with random weights and one token a word."""
     with tempfile.TemporaryDirectory() as folder:
         vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
-        Path(folder, "vocab.txt").write_text("\n".join(vocabulary))
+        Path(folder, "vocab.txt").write_text("\n".join(vocabulary), encoding="utf-8")
         BertTokenizerFast(vocab=str(Path(folder, "vocab.txt"))).save_pretrained(folder)
         config = BertConfig(
             vocab_size=len(vocabulary),

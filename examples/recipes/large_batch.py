@@ -54,7 +54,9 @@ def peak_megabytes(rows: int, batch: int = 2048) -> float:
 
 def _resident() -> int:
     """Return the most memory, in kB, that this process has held: Linux's count."""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    (line,) = (
+        line for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM")
+    )
     return int(line.split()[1])
 
 

@@ -29,7 +29,7 @@ def runs(tmp_path):
     def call(script, *options, out=tmp_path / "out"):
         controls = [] if "--controls" in options else ["--no-controls"]  # three evaluations instead of one
         script.main([*map(str, options), *controls, "--device", "cpu", "--out", str(out)])
-        return json.loads((out / "results.json").read_text())["runs"]
+        return json.loads((out / "results.json").read_text(encoding="utf-8"))["runs"]
 
     return call
 

@@ -22,7 +22,7 @@ TINY = ("--controls", "--epochs", 1, "--width", 1)
 
 def test_a_table_begins_with_its_controls(runs, tmp_path, capsys):
     runs(tabular, *TINY, "--batch-size", 256, "--seeds", 2)
-    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    found = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
     assert [(one["control"], one["seed"]) for one in found["controls"]] == [
         ("raw", 0),
         ("untrained", 0),

@@ -5,7 +5,6 @@ import json
 import math
 import os
 import re
-import resource
 import shutil
 import signal
 import subprocess
@@ -28,6 +27,7 @@ CHECKPOINT = "runs/npair-mixup-seed0/checkpoint.pt"
 @contextlib.contextmanager
 def files_no_larger_than(size):
     """What a full disk does to a write, asked of the kernel."""
+    resource = pytest.importorskip("resource", reason="Windows limits no file")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -56,10 +56,10 @@ def no_training(monkeypatch):
 
 
 def test_out_that_is_a_file(tmp_path, refusal, no_training):
-    (tmp_path / "taken").write_text("mine")
+    (tmp_path / "taken").write_text("mine", encoding="utf-8")
     for out in (tmp_path / "taken", tmp_path / "taken" / "below"):
         assert f"--out {out}: wanted a folder" in refusal(tabular, *SHORT, out=out)
-    assert (tmp_path / "taken").read_text() == "mine"
+    assert (tmp_path / "taken").read_text(encoding="utf-8") == "mine"
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="wants a folder that even root cannot write to")
@@ -68,6 +68,7 @@ def test_out_that_cannot_be_written(refusal, no_training):
     assert "/proc/self" in refusal(tabular, *SHORT, out="/proc/self")
 
 
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="no way to ask for room")
 @pytest.mark.parametrize("room", [1000, 100_000])  # not even the results fit; the results do, and no checkpoint
 def test_a_full_disk_is_said_before_the_training(tmp_path, refusal, no_training, room):
     with files_no_larger_than(room):
@@ -85,6 +86,7 @@ def test_a_disk_that_fills_up_leaves_the_old_checkpoint(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no lock on a folder")
 def test_a_second_process_is_refused_and_the_first_keeps_its_place(tmp_path, refusal, runs, no_training):
     with hold(tmp_path / "out"):
         assert "another process is writing there" in refusal(tabular, *SHORT)
@@ -100,6 +102,7 @@ def test_what_a_killed_process_left_is_tidied_up(tmp_path):
         assert not any(path.exists() for path in left)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="a signal ends a process of Windows unheard")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_leaves_no_scratch_file(tmp_path, number, runs):
     long = [*map(str, SHORT), "--epochs", "600", "--device", "cpu", "--out", str(tmp_path / "out")]
@@ -145,7 +148,7 @@ class Evil:
 DAMAGES = {
     "empty": lambda path: path.write_bytes(b""),
     "cut": lambda path: path.write_bytes(path.read_bytes()[:5000]),
-    "text": lambda path: path.write_text("hello"),
+    "text": lambda path: path.write_text("hello", encoding="utf-8"),
     "a list": lambda path: torch.save([1, 2], path),
     "code": lambda path: torch.save({"config": Evil()}, path),
     "another version": damage(format=99),
@@ -199,11 +202,11 @@ RESULTS = {
 @pytest.mark.parametrize("kind", RESULTS)
 def test_results_that_are_not_what_they_should_be(trained, refusal, kind):
     path = trained / "results.json"
-    changed = RESULTS[kind](path.read_text())
-    assert changed != path.read_text()
-    path.write_text(changed)
+    changed = RESULTS[kind](path.read_text(encoding="utf-8"))
+    assert changed != path.read_text(encoding="utf-8")
+    path.write_text(changed, encoding="utf-8")
     assert "results.json: damaged, incomplete or of another version" in refusal(tabular, *SHORT)
-    assert path.read_text() == changed
+    assert path.read_text(encoding="utf-8") == changed
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(Refused, match=r"results\.json"):
         read_results(path)
@@ -220,7 +223,7 @@ def test_a_terminal_that_lacks_a_character(tmp_path):
     end = subprocess.run(command, capture_output=True, env=surroundings, timeout=100)
     assert end.returncode == 0, end.stderr
     assert b"gr\\xf6\\xdfe" in end.stdout
-    assert len(json.loads((tmp_path / "☃" / "results.json").read_text())["runs"]) == 2
+    assert len(json.loads((tmp_path / "☃" / "results.json").read_text(encoding="utf-8"))["runs"]) == 2
 
 
 def test_text_that_no_encoding_has(tmp_path):

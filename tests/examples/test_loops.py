@@ -23,7 +23,7 @@ def test_there_is_a_loop_for_each_domain_and_method():
 
 @pytest.mark.parametrize("path", LOOPS, ids=NAMES)
 def test_a_loop_is_one_file_that_shows_the_product(path):
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     assert 60 <= len(text.splitlines()) <= 120
     assert "IMix(" in text
     assert "imix_" in text

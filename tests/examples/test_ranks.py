@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import socket
+import sys
 
 import pytest
 import runner.domains.tabular
@@ -16,6 +17,9 @@ from runner.steps import Steps
 from torch import nn
 
 from imix_aug import VirtualLabels
+
+if sys.platform != "linux":
+    pytest.skip("several processes are tested on Linux", allow_module_level=True)
 
 SIZE = ("--epochs", "2", "--batch-size", "512", "--seeds", "1", "--device", "cpu", "--lr", "0.05")
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -107,7 +111,7 @@ def test_two_ranks_train_as_one_process_does(tmp_path, method):
         for key, weight in run["parts"]["method"].items():
             if isinstance(weight, torch.Tensor):
                 torch.testing.assert_close(two[name]["parts"]["method"][key], weight, rtol=1e-4, atol=1e-5)
-    found = [json.loads((tmp_path / ranks / "results.json").read_text())["runs"] for ranks in "12"]
+    found = [json.loads((tmp_path / ranks / "results.json").read_text(encoding="utf-8"))["runs"] for ranks in "12"]
     assert [len(runs) for runs in found] == [2, 2]
     assert [run["config"]["ranks"] for run in found[1]] == [2, 2]
 

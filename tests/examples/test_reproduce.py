@@ -64,7 +64,7 @@ def report(tmp_path):
     def call(folder, *options):
         common = ("--device", "cpu", "--data-root", tmp_path / "nothing", "--out", tmp_path / "out")
         reproduce.main([*map(str, options), *map(str, common)])
-        return json.loads((tmp_path / "out" / folder / "report.json").read_text())["rows"]
+        return json.loads((tmp_path / "out" / folder / "report.json").read_text(encoding="utf-8"))["rows"]
 
     return call
 
@@ -80,7 +80,7 @@ def test_a_table_beside_the_published_figures(tmp_path, report, monkeypatch, cap
     row = next(line for line in printed.splitlines() if line.startswith("| covtype-npair"))
     assert f"{forests['found']['mixup'][0]:.2f}" in row
     assert "| 68.5 | 72.1 |" in row
-    assert row in (tmp_path / "out" / "table1-cpu" / "report.md").read_text()
+    assert row in (tmp_path / "out" / "table1-cpu" / "report.md").read_text(encoding="utf-8")
     assert (tmp_path / "out" / "table1-cpu" / "report.png").read_bytes().startswith(b"\x89PNG")
 
     monkeypatch.setattr(runner.run, "pretrain", lambda *_: pytest.fail("trained again"))

@@ -15,6 +15,8 @@ from runner.steps import Steps
 
 SHORT = ("--mix", "mixup", "--epochs", "4", "--batch-size", "128", "--seeds", "1", "--width", "1")
 
+KILLED = -getattr(signal, "SIGKILL", signal.SIGTERM)  # Windows knows one way to end a process
+
 
 def train(out, *options):
     torch.set_num_threads(1)
@@ -49,7 +51,8 @@ def test_killed_ends_with_the_same_bits(tmp_path, runs, times):
     undisturbed = runs(tabular, *SHORT, *options, out=tmp_path / "undisturbed")
 
     # The server imports torch once; every child is a fork of it, and dies without a chance to tidy up.
-    context = multiprocessing.get_context("forkserver")
+    has_server = "forkserver" in multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if has_server else "spawn")
     context.set_forkserver_preload(["tabular", "pytest"])
     draw = random.Random(times)
     steps, kills = [], 0
@@ -63,7 +66,7 @@ def test_killed_ends_with_the_same_bits(tmp_path, runs, times):
         time.sleep(draw.uniform(0, 0.1))
         child.kill()
         child.join()
-        assert child.exitcode in (-signal.SIGKILL, 0)  # 0: the end came first
+        assert child.exitcode in (KILLED, 0)  # 0: the end came first
         kills += 1
         steps.append(torch.load(checkpoint, weights_only=True)["progress"]["step"])
     assert 0 < steps[0] < 44  # 4 epochs of 11 batches

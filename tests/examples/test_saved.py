@@ -27,7 +27,7 @@ def test_probe_finds_what_the_run_found(trained, tmp_path):
     report = tmp_path / "probe.json"
     options = ["--labels", "0.05", "1", "--draws", "2", "--fine-tune", "--epochs", "10", "--device", "cpu"]
     probe.main([str(checkpoint), *options, "--out", str(report)])
-    found = json.loads(report.read_text())
+    found = json.loads(report.read_text(encoding="utf-8"))
     assert found["knn_accuracy"] == metrics["knn_accuracy"]
     few, everything = found["labels"]["0.05"], found["labels"]["1.0"]
     assert everything["rows"] == 1438  # four fifths of 1797
@@ -86,7 +86,7 @@ def test_an_image_encoder_brings_its_own_normalisation(runs, tmp_path):
     (run,) = runs(image, *size)
     checkpoint = tmp_path / "out" / "runs" / "npair-none-seed0" / "checkpoint.pt"
     probe.main([str(checkpoint), "--labels", "1", "--out", str(tmp_path / "probe.json"), "--device", "cpu"])
-    found = json.loads((tmp_path / "probe.json").read_text())
+    found = json.loads((tmp_path / "probe.json").read_text(encoding="utf-8"))
     assert found["knn_accuracy"] == run["metrics"]["knn_accuracy"]
 
 

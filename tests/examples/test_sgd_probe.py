@@ -56,7 +56,7 @@ def test_the_command_reports_each_rate_and_the_best(runs, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "chosen on the test rows" in printed
     assert all(f"{rate}: {100 * accuracy:.2f}" in printed for rate, accuracy in rates.items())
-    controls = json.loads((tmp_path / "out" / "results.json").read_text())["controls"]
+    controls = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))["controls"]
     assert all(one["metrics"]["probe_accuracy"] == max(one["metrics"]["sgd_probe"].values()) for one in controls)
 
 

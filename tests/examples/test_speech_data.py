@@ -1,4 +1,5 @@
 import hashlib
+import re
 import subprocess
 import sys
 import tarfile
@@ -31,9 +32,11 @@ def words(tmp_path):
             if i % 3 == 0:
                 sound = np.stack([1.5 * sound, 0.5 * sound], axis=1)
             soundfile.write(folder / word / f"speaker{i // 2}_nohash_{i % 2}.wav", sound, rate)
-    (folder / "testing_list.txt").write_text("go/speaker1_nohash_0.wav\nstop/speaker1_nohash_0.wav\n\n")
-    (folder / "validation_list.txt").write_text("go/speaker2_nohash_1.wav\n")
-    (folder / "LICENSE").write_text("nothing to hear\n")
+    (folder / "testing_list.txt").write_text(
+        "go/speaker1_nohash_0.wav\nstop/speaker1_nohash_0.wav\n\n", encoding="utf-8"
+    )
+    (folder / "validation_list.txt").write_text("go/speaker2_nohash_1.wav\n", encoding="utf-8")
+    (folder / "LICENSE").write_text("nothing to hear\n", encoding="utf-8")
     return folder
 
 
@@ -117,7 +120,7 @@ def test_background_noise_is_kept_apart(words):
     (words / "_background_noise_").mkdir()
     soundfile.write(words / "_background_noise_" / "hum.wav", tone(50, 2.5, 16_000), 16_000)
     soundfile.write(words / "_background_noise_" / "pink.wav", np.full(8000, 0.25), 8000)
-    (words / "_background_noise_" / "README.md").write_text("what hums")
+    (words / "_background_noise_" / "README.md").write_text("what hums", encoding="utf-8")
     data = load_speech(str(words))
     assert data.classes == ["go", "stop"]
     assert data.noise.shape == (40_000 + 16_000,)
@@ -196,19 +199,21 @@ def one_class(folder):
 
 
 def unknown_in_list(folder):
-    (folder / "testing_list.txt").write_text("go/who.wav\n")
+    (folder / "testing_list.txt").write_text("go/who.wav\n", encoding="utf-8")
 
 
 def in_both_lists(folder):
-    (folder / "validation_list.txt").write_text("go/speaker1_nohash_0.wav\n")
+    (folder / "validation_list.txt").write_text("go/speaker1_nohash_0.wav\n", encoding="utf-8")
 
 
 def empty_list(folder):
-    (folder / "testing_list.txt").write_text("\n")
+    (folder / "testing_list.txt").write_text("\n", encoding="utf-8")
 
 
 def all_in_list(folder):
-    (folder / "testing_list.txt").write_text("".join(f"{c.parent.name}/{c.name}\n" for c in folder.glob("*/*.wav")))
+    (folder / "testing_list.txt").write_text(
+        "".join(f"{c.parent.name}/{c.name}\n" for c in folder.glob("*/*.wav")), encoding="utf-8"
+    )
     (folder / "validation_list.txt").unlink()
 
 
@@ -239,9 +244,11 @@ def test_refusals(words, spoil, wanted):
 def test_refusals_of_what_is_no_data_set(tmp_path):
     with pytest.raises(Refused, match="nowhere: no such folder or archive; wanted digits, speechcommands"):
         load_speech(str(tmp_path / "nowhere"))
-    with pytest.raises(Refused, match=f"{tmp_path}: wanted a folder of sound files for each of two words.*found none"):
+    with pytest.raises(
+        Refused, match=f"{re.escape(str(tmp_path))}: wanted a folder of sound files for each of two words.*found none"
+    ):
         load_speech(str(tmp_path))
-    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
     with pytest.raises(Refused, match=f"--data-root {tmp_path / 'file' / 'root'}: cannot be made"):
         load_speech("digits", root=tmp_path / "file" / "root")
 
@@ -282,7 +289,7 @@ def test_archives_that_are_cut_short_or_reach_outside_are_refused(words, tmp_pat
     with tarfile.open(outside, "w:gz") as tar:
         tar.add(words / "LICENSE", "../escaped")
     for bad in (short, outside):
-        with pytest.raises(Refused, match=f"{bad}: cannot be extracted"):
+        with pytest.raises(Refused, match=f"{re.escape(str(bad))}: cannot be extracted"):
             load_speech(str(bad), root=tmp_path / "root")
     assert list((tmp_path / "root").iterdir()) == []
     assert not (tmp_path / "escaped").exists()
@@ -365,5 +372,5 @@ def test_synthesis_is_the_same_in_every_process():
 
 def test_a_damaged_cache_is_named(tmp_path):
     (tmp_path / speech_data.DIGITS_CACHE).write_bytes(b"not a zip file")
-    with pytest.raises(Refused, match=f"{tmp_path / speech_data.DIGITS_CACHE}: .* delete the file"):
+    with pytest.raises(Refused, match=f"{re.escape(str(tmp_path / speech_data.DIGITS_CACHE))}: .* delete the file"):
         load_speech("digits", root=tmp_path)

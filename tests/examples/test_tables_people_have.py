@@ -125,7 +125,7 @@ def test_row_names_as_r_writes_them(tmp_path, load, plants):
     """A header that has a name less than the rows have values."""
     text = plants.to_csv(index=False).splitlines()
     rows = [text[0], *(f"plant{i},{line}" for i, line in enumerate(text[1:]))]
-    (tmp_path / "r.csv").write_text("\n".join(rows))
+    (tmp_path / "r.csv").write_text("\n".join(rows), encoding="utf-8")
     data = load_tabular(str(tmp_path / "r.csv"), label="kind")
     assert same(data, load(plants))
     assert data.raw.index[3] == "plant3"

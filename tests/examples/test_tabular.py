@@ -131,7 +131,7 @@ def test_covtype_trains_with_the_paper_recipe(runs, tmp_path):
 def test_higgs_file(tmp_path):
     draw = np.random.default_rng(0)
     table = np.hstack([draw.integers(0, 2, (50, 1)), draw.normal(3.0, 2.0, (50, 28))])
-    with gzip.open(tmp_path / "HIGGS.csv.gz", "wt") as file:
+    with gzip.open(tmp_path / "HIGGS.csv.gz", "wt", encoding="utf-8") as file:
         np.savetxt(file, table, delimiter=",", fmt="%.18e")
     data = load_tabular(str(tmp_path / "HIGGS.csv.gz"))
     assert data.name == "higgs"

@@ -21,7 +21,7 @@ def documented():
     for page in sorted(DOCS.rglob("*.md")):
         if "_build" in page.parts:
             continue
-        for name, diff in BLOCK.findall(page.read_text()):
+        for name, diff in BLOCK.findall(page.read_text(encoding="utf-8")):
             assert pages.setdefault(name, page) == page, f"{name} is changed on two pages: {pages[name]} and {page}"
             diffs[name] += diff
     return dict(diffs)
@@ -64,7 +64,7 @@ def apply(diff, source):
 
 def load(name, diff=""):
     """Run a loop's source, changed or as it is, as a module."""
-    source = (LOOPS / f"{name}.py").read_text()
+    source = (LOOPS / f"{name}.py").read_text(encoding="utf-8")
     module = ModuleType(name)
     exec(compile(apply(diff, source), f"{name} as documented", "exec"), vars(module))
     return module

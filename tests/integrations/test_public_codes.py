@@ -19,7 +19,9 @@ pytestmark = pytest.mark.usefixtures("double")
 
 DIFFS = documented()
 TABLE = re.compile(r"^\| \[([^\]]+)\]\([^)]+\) \| ([^|]+) \| (\d+) \| (\d+) \|", re.MULTILINE)
-IN_TABLE = {code: cells for code, *cells in TABLE.findall((DOCS / "integrations" / "index.md").read_text())}
+IN_TABLE = {
+    code: cells for code, *cells in TABLE.findall((DOCS / "integrations" / "index.md").read_text(encoding="utf-8"))
+}
 
 
 def row(name):
@@ -222,12 +224,16 @@ def test_the_table_of_libraries_counts_the_lines_that_the_scripts_mark():
     """Those of the first training loop, and the import."""
     integrations = DOCS / "integrations"
     rows = re.findall(
-        r"^\| \[[^\]]+\]\(([\w-]+\.md)\) \| (\d+) \| ", (integrations / "index.md").read_text(), re.MULTILINE
+        r"^\| \[[^\]]+\]\(([\w-]+\.md)\) \| (\d+) \| ",
+        (integrations / "index.md").read_text(encoding="utf-8"),
+        re.MULTILINE,
     )
     assert len(rows) == 10
     for page, count in rows:
-        for script in re.findall(r"\{literalinclude\} (\S+)", (integrations / page).read_text()):
-            marked = [text.count("# i-Mix") for text in (integrations / script).read_text().split("\n\n\n")]
+        for script in re.findall(r"\{literalinclude\} (\S+)", (integrations / page).read_text(encoding="utf-8")):
+            marked = [
+                text.count("# i-Mix") for text in (integrations / script).read_text(encoding="utf-8").split("\n\n\n")
+            ]
             if page == "moco.md":  # two files there: a class and a loop
                 lines = sum(marked) + 1
             elif page == "sentence-transformers.md":  # the loss is a class of its own

@@ -225,7 +225,7 @@ def _read_list(path: Path, known: set[str]) -> set[str] | None:
     """Read the clips that a list names, or return None where there is no list."""
     if not path.exists():
         return None
-    named = {line.strip() for line in path.read_text().splitlines() if line.strip()}
+    named = {line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()}
     if missing := named - known:
         raise Refused(f"{path}: names {min(missing)!r}, but there is no such clip; wanted <word>/<clip>.wav")
     return named
