@@ -10,6 +10,7 @@ from torch import Tensor
 
 from imix_aug import _check
 from imix_aug._check import Reduction
+from imix_aug._class_labels import over_class_mates, over_classes
 from imix_aug._cross_entropy.columns import LeftOut, Positives
 from imix_aug._cross_entropy.operator import autocast_dtype
 from imix_aug._embeddings import product_dtype, rows
@@ -54,6 +55,7 @@ class Contrast:
         views: int = 1,
         left_out: Tensor | None = None,
         classes: Tensor | None = None,
+        same_view: bool = False,
     ) -> Tensor:
         """Return the queries' soft cross-entropy over all keys, reduced over the rows of all views.
 
@@ -64,6 +66,7 @@ class Contrast:
             views: V; ids, weights and hard negatives are those of N rows.
             left_out: ``(V * N, E)``, columns of ``key`` that a row leaves out.
             classes: ``(V * N,)``: a positive column's share is spread evenly over all keys of its class.
+            same_view: with ``classes``: a row leaves its positive columns out, and their shares go to the others.
         """
         ids, weight, hard = (_repeat(each, views) for each in (self.ids, self.weight, self.hard_negatives))
         others = [each for each in (self.negatives, self.hard_negatives) if each is not None]
@@ -72,11 +75,16 @@ class Contrast:
         negatives = None if self.negatives is None else rows(self.negatives, self.normalize)
         if classes is not None:
             key = _rounded(key, dtype)  # The mean over a class is to see the same rows as the products.
-        weights_known = weight is None or not (torch.is_grad_enabled() and weight.requires_grad)
         weighted_mean = weight is not None and self.reduction == "mean"
-        travelling = ids is not None, weighted_mean, weighted_mean and not weights_known
+        travelling = ids is not None, weighted_mean, weighted_mean and _needs_gradient(weight)
         keys = choose_keys(key, self.gather_distributed, self.process_group, travelling)
-        summed = self.reduction != "none" and weights_known
+        counts, rest_of_label = weight, None
+        if classes is not None:
+            spread = over_class_mates if same_view else over_classes
+            left_out = positives.columns if same_view else left_out
+            positives, rest_of_label, mass = spread(positives, key, keys, classes)
+            counts = mass if weight is None else weight if mass is None else weight * mass
+        summed = self.reduction != "none" and not _needs_gradient(counts)
         losses = keys.soft_cross_entropy(
             query,
             negatives,
@@ -85,16 +93,14 @@ class Contrast:
             further=None if hard is None else _row_logsumexp(query, rows(hard, self.normalize)),
             dtype=dtype,
             summed=summed,
-            weight=weight if summed else None,
+            weight=counts if summed else None,
         )
-        if classes is not None:
-            rest_of_label = positives.mean(keys.class_means(classes) - key)
+        if not summed and counts is not None:
+            losses = losses * counts
+        if rest_of_label is not None:
             agreement = (_rounded(query, dtype) * rest_of_label).sum(dim=1)
-            if summed:
-                agreement = (agreement if weight is None else agreement * weight).sum()
-            losses = losses - agreement
-        if weight is not None and not summed:
-            losses = losses * weight
+            agreement = agreement if weight is None else agreement * weight
+            losses = losses - (agreement.sum() if summed else agreement)
         return self._reduced(losses, query.shape[0], weight)
 
     def _reduced(self, losses: Tensor, n: int, weight: Tensor | None) -> Tensor:
@@ -158,6 +164,10 @@ def checked(
 
 def _repeat(per_row: Tensor | None, views: int) -> Tensor | None:
     return per_row if per_row is None or views == 1 else torch.cat([per_row] * views)
+
+
+def _needs_gradient(weight: Tensor | None) -> bool:
+    return weight is not None and weight.requires_grad and torch.is_grad_enabled()
 
 
 def _row_logsumexp(query: Tensor, own_columns: Tensor) -> Tensor:

@@ -288,7 +288,7 @@ def imix_clip_loss(
 @takes_dtensors
 def imix_supcon_loss(
     query: Tensor,
-    key: Tensor,
+    key: Tensor | None,
     classes: Tensor,
     labels: VirtualLabels | None = None,
     *,
@@ -300,6 +300,7 @@ def imix_supcon_loss(
     process_group: ProcessGroup | DeviceMesh | None = None,
     hard_negatives: Tensor | None = None,
     weight: Tensor | None = None,
+    same_view: bool = False,
 ) -> Tensor:
     """Contrast each mixed query with the keys of its classes: i-Mix for supervised contrastive learning.
 
@@ -307,9 +308,13 @@ def imix_supcon_loss(
     soft labels of Lee et al., ICLR 2021, arXiv 2010.08887, for the loss L_out of Khosla et al., NeurIPS 2020, arXiv
     2004.11362, equation 2, between two views).
 
+    In one batch (``same_view=True``, or no ``key`` at all) a row leaves its own components out: its own key, and its
+    partner's where that has a share. Each of its virtual classes spreads over the other keys of that class; one without
+    any drops out, and so a row without a positive costs zero, and counts in the mean all the same.
+
     Args:
         query: ``(N, D)``, embeddings of the mixed view.
-        key: ``(N, D)``, embeddings of the other, unmixed view.
+        key: ``(N, D)``, embeddings of the other, unmixed view; None, without labels: the queries, ``same_view``.
         classes: ``(N,)``, any integer dtype, the class of each row before it was mixed.
         labels: what ``IMix`` returned beside the mixed view; None for an unmixed batch.
         temperature: what the logits are divided by, a positive float or a 0-d tensor, which may need a gradient.
@@ -320,6 +325,7 @@ def imix_supcon_loss(
         process_group: a group or a mesh of one dimension; default the default group.
         hard_negatives: ``(N, H, D)``, further columns of each row's own.
         weight: ``(N,)``, what each row counts; "mean" is then the weighted mean.
+        same_view: the keys are the very views that were mixed, not others: a row leaves its own components out.
 
     Returns:
         A 0-d tensor, or ``(N,)`` for ``reduction="none"``; float32, or float64 for float64 embeddings.
@@ -334,12 +340,23 @@ def imix_supcon_loss(
         >>> view_1, view_2, classes = torch.randn(8, 32), torch.randn(8, 32), torch.randint(3, (8,))
         >>> x, labels = IMix()(view_1)
         >>> loss = imix_supcon_loss(net(x), net(view_2), classes, labels, temperature=0.1)
+        >>> in_one_batch = imix_supcon_loss(net(x), net(view_1), classes, labels, same_view=True)
     """
+    _check.flag("same_view", same_view)
+    if key is None:
+        if labels is not None:
+            raise ValueError("labels must be None without key: mixed queries are contrasted with unmixed keys")
+        key, same_view = query, True
     _check.rows("query", query)
     _check.paired_rows("key", key, query)
     classes = _check.integers("classes", classes, query.shape[0], query.device)
     _check.labels(labels, query.shape[0], query.device)
     _check.keys_are_unmixed(labels, query, key)
+    few = 1 if labels is None else 2
+    if same_view and gather_distributed and query.shape[0] <= few:
+        raise ValueError(
+            f"query must have more than {few} rows per rank, for a row leaves out its components, got {query.shape[0]}"
+        )
     contrast = _contrast.checked(
         query,
         temperature=temperature,
@@ -348,13 +365,13 @@ def imix_supcon_loss(
         reduction=reduction,
         gather_distributed=gather_distributed,
         process_group=process_group,
-        ids=None,  # a class-mate with the row's id would be left out, and it is a positive
+        ids=None,  # rows of one id have one class, so all that has the row's id is a positive, or its own key
         negative_ids=None,
         hard_negatives=hard_negatives,
         weight=weight,
     )
     with without_autocast(query):
-        return contrast.cross_entropy(query, key, _positives(labels, query), classes=classes)
+        return contrast.cross_entropy(query, key, _positives(labels, query), classes=classes, same_view=same_view)
 
 
 def imix_byol_loss(

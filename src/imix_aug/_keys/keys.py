@@ -9,7 +9,7 @@ from torch import Tensor
 
 from imix_aug._cross_entropy.columns import LeftOut, Positives
 from imix_aug._cross_entropy.operator import soft_cross_entropy
-from imix_aug._keys.class_sums import class_sums, mean, with_ones
+from imix_aug._keys.class_sums import class_sums, with_ones
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -24,8 +24,8 @@ class Keys(Protocol):
         """Return the queries' cross-entropies, or their sum, as ``operator.soft_cross_entropy`` does."""
         ...
 
-    def class_means(self, classes: Tensor) -> Tensor:
-        """Return for each of this process's classes the mean of its keys, ``(N, D)``."""
+    def class_sums(self, classes: Tensor) -> Tensor:
+        """Return for each of this process's rows the sum of its class's keys and their count, ``(N, D + 1)``."""
         ...
 
 
@@ -41,9 +41,9 @@ class OwnKeys:
         """Contrast the queries with these keys and the negatives."""
         return soft_cross_entropy(query, self.rows, negatives, positives, left_out=left_out, **how)
 
-    def class_means(self, classes: Tensor) -> Tensor:
-        """Average the keys of each row's class."""
-        return mean(class_sums(with_ones(self.rows), classes, classes))
+    def class_sums(self, classes: Tensor) -> Tensor:
+        """Sum the keys of each row's class, and count them."""
+        return class_sums(with_ones(self.rows), classes, classes)
 
 
 def choose_keys(

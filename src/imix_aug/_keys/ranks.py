@@ -11,7 +11,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from imix_aug._cross_entropy.columns import LeftOut, Positives
-from imix_aug._keys.class_sums import class_sums, mean, with_ones
+from imix_aug._keys.class_sums import class_sums, with_ones
 from imix_aug._keys.keys import Keys, OwnKeys
 
 if TYPE_CHECKING:
@@ -39,9 +39,9 @@ class GatheredKeys:
         keys = OwnKeys(self.rows)
         return keys.soft_cross_entropy(query, negatives, positives.shifted(self.first), left_out=left_out, **how)
 
-    def class_means(self, classes: Tensor) -> Tensor:
-        """Average the keys of each row's class, whichever rank holds them."""
-        return mean(class_sums(with_ones(self.rows), gather(classes, self.process_group), classes))
+    def class_sums(self, classes: Tensor) -> Tensor:
+        """Sum the keys of each row's class, whichever rank holds them, and count them."""
+        return class_sums(with_ones(self.rows), gather(classes, self.process_group), classes)
 
 
 def keys_of_all(rows: Tensor, process_group: ProcessGroup | None, travelling: tuple[bool, ...] = ()) -> Keys:

@@ -12,7 +12,7 @@ from torch.distributed.distributed_c10d import _resolve_process_group  # type: i
 from imix_aug._cross_entropy import sweeps
 from imix_aug._cross_entropy.columns import LeftOut, Positives
 from imix_aug._cross_entropy.operator import soft_cross_entropy
-from imix_aug._keys.class_sums import class_sums, mean, with_ones
+from imix_aug._keys.class_sums import class_sums, with_ones
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,10 @@ class RingKeys:
             query, self.rows, negatives, positives, left_out=left_out, ring=self.group_name, **how
         )
 
-    def class_means(self, classes: Tensor) -> Tensor:
-        """Average the keys of each row's class, whichever rank holds them."""
+    def class_sums(self, classes: Tensor) -> Tensor:
+        """Sum the keys of each row's class, whichever rank holds them, and count them."""
         sums: Tensor = _RingClassSums.apply(with_ones(self.rows), classes, self.group_name)
-        return mean(sums)
+        return sums
 
 
 def sweep_keys(
