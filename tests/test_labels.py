@@ -124,7 +124,7 @@ def test_a_pytree_may_hold_anything_until_it_is_used():
 
 def test_compiled_and_traced_labels_are_made_without_reading_values():
     def make(lam, partner):
-        return VirtualLabels(lam, partner)
+        return VirtualLabels(lam.clone(), partner.clone())
 
     labels = random_labels(4)
     made = torch.compile(make, fullgraph=True, backend="eager")(*labels)

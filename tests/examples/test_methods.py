@@ -133,7 +133,9 @@ def test_the_paper_mlp_has_the_papers_sizes():
     assert mlp.features == 2048
     hidden = build("npair", mlp).net[1][0]
     assert (hidden.in_features, hidden.out_features) == (2048, 2048)
-    assert [kind.out_features for kind in TabularMLP((10, 4, 40), width=2).kinds] == [64] * 3  # the width changes the rest
+    assert [kind.out_features for kind in TabularMLP((10, 4, 40), width=2).kinds] == [
+        64
+    ] * 3  # the width changes the rest
 
 
 def test_the_paper_mlp_by_hand():

@@ -86,9 +86,8 @@ def refuse_uneven(rows: Tensor, process_group: ProcessGroup | None, travelling: 
     wants_grad = rows.requires_grad and torch.is_grad_enabled()
     n, d = rows.shape
     flags = sum(int(given) << place for place, given in enumerate((wants_grad, *travelling)))
-    own = torch.full(
-        (1,), ((n << 20 | d) << 3 | _DTYPES.index(rows.dtype)) << 4 | flags, dtype=torch.int64, device=rows.device
-    )
+    fact = (n << 27) + (d << 7) + (_DTYPES.index(rows.dtype) << 4) + flags  # torch 2.4 knows no | of symbolic integers
+    own = torch.full((1,), fact, dtype=torch.int64, device=rows.device)
     facts = all_gather(own, process_group)
     if rows.device.type != "cpu" or torch.compiler.is_compiling():
         torch._assert_async(  # pyright: ignore[reportPrivateImportUsage]

@@ -1,8 +1,8 @@
 """Where to draw from when the user gave a generator: again in a recomputation, and otherwise in each loader worker."""
 
+import functools
 import hashlib
 import sys
-import weakref
 from collections import OrderedDict
 from typing import Any
 
@@ -29,12 +29,14 @@ class Carried:
         return _unpacked, (str(self.device), self.state)
 
 
-_carried: "weakref.WeakKeyDictionary[torch.Generator, Carried]" = weakref.WeakKeyDictionary()
+@functools.lru_cache(maxsize=_REMEMBERED)  # by identity; torch 2.4 lets nothing refer to a generator weakly
+def _carried(generator: torch.Generator) -> Carried:
+    return Carried(generator.device, b"")
 
 
 def packed(generator: torch.Generator) -> Carried:
     """Return what becomes the generator again when it is unpickled or copied."""
-    carried = _carried.setdefault(generator, Carried(generator.device, b""))
+    carried = _carried(generator)
     carried.state = generator.get_state().numpy().tobytes()
     return carried
 
