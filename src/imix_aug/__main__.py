@@ -1,11 +1,16 @@
-"""Versions, devices and the backend of each, for bug reports: ``python -m imix_aug``."""
+"""Versions, devices and backends, for bug reports, or the example loops: ``python -m imix_aug [examples DIR]``."""
 
+import argparse
 import importlib.metadata
 import platform
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
 import imix_aug
+from imix_aug import _examples
 from imix_aug._backend import VARIABLE, chosen, why_not_triton
 
 _PACKAGES = ("torch", "triton", "numpy", "typing_extensions")
@@ -48,5 +53,24 @@ def report() -> str:
     return "\n".join(lines)
 
 
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the report, or copy the example loops."""
+    parser = argparse.ArgumentParser("python -m imix_aug", description="Print versions, devices and backends.")
+    command = parser.add_subparsers(dest="command", metavar="examples DIR")
+    examples = command.add_parser("examples", help="copy the training loops into DIR instead")
+    examples.add_argument("folder", metavar="DIR", type=Path)
+    options = parser.parse_args(arguments)
+    if options.command is None:
+        print(report())
+        return
+    try:
+        copies = _examples.copy(options.folder)
+    except OSError as error:
+        sys.exit(f"error: {f'{error.filename}: {error.strerror}' if error.filename else error}")
+    for path in copies:
+        print(path)
+    print("They need scikit-learn, and speech.py more: pip install 'imix-aug[loops]'")
+
+
 if __name__ == "__main__":
-    print(report())
+    main()
