@@ -1,6 +1,9 @@
 """What is built holds the loops, and ``python -m imix_aug examples DIR`` hands them out."""
 
+import email
 import os
+import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -97,3 +100,46 @@ def test_an_editable_installation_copies_nothing_and_points_at_the_clone(sdist, 
     with zipfile.ZipFile(build(sdist, "editable", tmp_path)) as wheel:
         (pointer,) = (name for name in wheel.namelist() if ".dist-info/" not in name)
         assert Path(wheel.read(pointer).decode().strip()) == sdist / "src"
+
+
+def links(page):
+    """Return the addresses of a page's links, and those of its pictures."""
+    pictures = re.findall(r'(?:srcset|src)="([^"]+)"|!\[[^]]*\]\(([^)]+)\)', page)
+    return re.findall(r"(?<!!)\[[^]]*\]\(([^)]+)\)", page), [either or other for either, other in pictures]
+
+
+def metadata(source, target):
+    with zipfile.ZipFile(build(source, "wheel", target)) as wheel:
+        (name,) = (name for name in wheel.namelist() if name.endswith("/METADATA"))
+        return email.message_from_bytes(wheel.read(name))
+
+
+def test_one_line_gives_every_link_its_whole_address(sdist, tmp_path):
+    """What the package index shows has no relative link; each points at a file that the release holds."""
+    source = shutil.copytree(sdist, tmp_path / "source")
+    (source / "PKG-INFO").unlink()  # what a source distribution was told once it tells again
+    settings = source / "pyproject.toml"
+    text = settings.read_text(encoding="utf-8")
+    assert text.count('repository = ""') == 1
+    settings.write_text(text.replace('repository = ""', 'repository = "https://example.org/me"'), encoding="utf-8")
+    told = metadata(source, tmp_path)
+    urls = dict(each.split(", ") for each in told.get_all("Project-URL"))
+    assert urls.keys() == {"Paper", "Repository", "Documentation", "Changelog", "Issues"}
+    assert urls["Issues"] == "https://example.org/me/issues"
+    version = told["Version"]
+    pages = [f"{told.get_payload(decode=True).decode()}", (ROOT / "README.md").read_text(encoding="utf-8")]
+    for index, place in ((0, "blob"), (1, "raw")):
+        whole, short = (links(page)[index] for page in pages)
+        assert len(whole) == len(short) >= 3
+        for address, relative in zip(whole, short, strict=True):
+            if relative.startswith("https://"):
+                assert address == relative
+            else:
+                assert address == f"https://example.org/me/{place}/v{version}/{relative}"
+                assert (ROOT / relative.partition("#")[0]).exists()
+
+
+def test_without_that_line_the_readme_is_as_it_stands(sdist, tmp_path):
+    told = metadata(sdist, tmp_path)
+    assert told.get_all("Project-URL") == ["Paper, https://arxiv.org/abs/2010.08887"]
+    assert told.get_payload(decode=True).decode() == (ROOT / "README.md").read_text(encoding="utf-8")

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -101,3 +102,24 @@ def test_every_file_is_read_and_written_in_an_encoding_that_is_said(folder):
 )
 def test_an_encoding_that_is_not_said_is_seen(line, unsaid):
     assert is_text_of_unsaid_encoding(ast.parse(line, mode="eval").body) == unsaid
+
+
+WORKFLOWS = sorted((TESTS.parent / ".github" / "workflows").glob("*.yml"))
+
+
+@pytest.mark.skipif(not WORKFLOWS, reason="a source distribution holds no workflows")
+def test_the_workflows_run_every_session_and_pin_every_action():
+    text = "\n".join(path.read_text(encoding="utf-8") for path in WORKFLOWS)
+    used = re.findall(r"uses: (.*)", text)
+    assert len(used) > 8
+    for each in used:
+        assert each.startswith("./") or re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", each), each
+    (listed,) = re.findall(r"session: \[(.*)\]", text)
+    names = {
+        f"{node.name}-{each.value}" if isinstance(python, ast.List) else node.name
+        for node in ast.parse((TESTS.parent / "noxfile.py").read_text(encoding="utf-8")).body
+        if isinstance(node, ast.FunctionDef) and node.decorator_list
+        for python in [next(word.value for word in node.decorator_list[0].keywords if word.arg == "python")]
+        for each in getattr(python, "elts", [python])
+    }
+    assert set(listed.split(", ")) == names
