@@ -4,6 +4,7 @@ python examples/reproduce.py 1 --scale cpu --rows covtype-npair     # a row of T
 python examples/reproduce.py 3 --scale gpu --download               # all of Table 3
 python examples/reproduce.py ablation --over width --scale cpu
 python examples/reproduce.py transfer --rows cifar10-npair --to cifar100
+python examples/reproduce.py tables --path DIR --seeds 3             # all tables of a folder, each against each
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ from typing import Any
 from runner.device import pick_device
 from runner.errors import Refused, one_line_errors
 from runner.evaluate import evaluate
+from runner.many_tables import find_tables, judge_all, open_bench, write_page
 from runner.paper import METHOD_NAMES, MIXES, SCALES, TABLES, Row, recipe
 from runner.ranks import barrier, is_main
 from runner.report.plots import draw_against, draw_beside
 from runner.report.results import read_results
+from runner.report.wins import WinReport
 from runner.run import compare, parse, prepare
 from runner.state.files import write_text
 from runner.state.saved import DOMAINS, open_run
@@ -61,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run what is not done yet, and report."""
     args = _parse(argv)
     with one_line_errors():
-        report = {"ablation": ablation, "transfer": transfer}.get(args.table, table)
+        report = {"ablation": ablation, "transfer": transfer, "tables": many_tables}.get(args.table, table)
         report(args)
 
 
@@ -148,6 +151,27 @@ def ablation(args: argparse.Namespace) -> None:
         lines.append(line)
         _write(folder, title, lines)
     _finish(folder, title, lines, partial(draw_against, args.over))
+
+
+def many_tables(args: argparse.Namespace) -> None:
+    """All tables of a folder: in which of the ways the features are ahead, and on how many."""
+    paths = find_tables(Path(args.path["tables"]))
+    if unknown := set(args.rows or ()) - {path.stem for path in paths}:
+        raise Refused(f"--rows {min(unknown)}: no such table in {args.path['tables']}")
+    paths = [path for path in paths if path.stem in (args.rows or path.stem)]
+    method = args.changes.get("method", "npair")
+    folder = args.out / f"tables-{method}"
+    options = [word for name, value in args.changes.items() for word in (f"--{name}", value)]
+    title = f"{METHOD_NAMES.get(method, method)} on tables, {args.seeds} seeds"
+    label = args.label or "class"
+    report = WinReport(folder, title, recipe={"method": method, "label": label, **args.changes})
+    judge_all(
+        paths,
+        args.seeds,
+        lambda path: open_bench(path, label, folder / path.stem, [*options, "--device", args.device]),
+        report,
+    )
+    print(f"\n{write_page(folder, report)}\n{', '.join(str(path) for path in sorted(folder.glob('*.*')))}")
 
 
 def run(args: argparse.Namespace, row: Row, folder: Path, options: list[str]) -> list[float]:
@@ -267,15 +291,23 @@ def _markdown(lines: list[dict[str, Any]]) -> str:
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="reproduce.py", description="The paper's tables, ablations and transfer.")
     option = parser.add_argument
-    option("table", choices=(*TABLES, "ablation", "transfer"), metavar="TABLE", help="1, 2, 3, ablation or transfer")
-    option("--rows", nargs="+", metavar="ROW", help="DATA-METHOD, such as covtype-npair (default: all of the table)")
+    option(
+        "table",
+        choices=(*TABLES, "ablation", "transfer", "tables"),
+        metavar="TABLE",
+        help="1, 2, 3, ablation, transfer, or tables: all of a folder",
+    )
+    option(
+        "--rows", nargs="+", metavar="ROW", help="DATA-METHOD, such as covtype-npair; of tables, names (default: all)"
+    )
     option("--scale", choices=SCALES, default="cpu", help="as published, for one large GPU, for two cores (default)")
     option("--seeds", type=int, default=1, metavar="S", help="train with the seeds 0 .. S-1 (default: 1)")
     option("--over", choices=tuple(OVER), help="ablation: what to vary")
     option("--values", nargs="+", metavar="V", help="ablation: its values")
     option("--to", metavar="DATA", help="transfer: the data to probe")
     option("--change", nargs="+", default=[], metavar="OPTION=VALUE", help="of the recipes, such as epochs=60")
-    option("--path", action="append", default=[], metavar="DATA=PATH", help="where a data set lies")
+    option("--path", action="append", default=[], metavar="DATA=PATH", help="where a data set lies; of tables, DIR")
+    option("--label", metavar="COLUMN", help="tables: the column that holds the class (default: class)")
     option("--data-root", metavar="DIR", help="where downloads are kept")
     option("--download", action="store_true", help="fetch what is missing")
     option("--device", default="auto", help="auto, cpu, cuda ... (default: auto)")
@@ -283,9 +315,13 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.seeds < 1:
         parser.error(f"--seeds {args.seeds}: wanted one or more")
-    for name, kind in (("over", "ablation"), ("values", "ablation"), ("to", "transfer")):
+    for name, kind in (("over", "ablation"), ("values", "ablation"), ("to", "transfer"), ("label", "tables")):
         if getattr(args, name) and args.table != kind:
             parser.error(f"--{name}: only for {kind}")
+    if args.table == "tables":
+        if len(args.path) != 1:
+            parser.error("--path: wanted the folder of the tables")
+        args.path = [f"tables={args.path[0]}"]
     for name, form in (("path", "DATA=PATH"), ("change", "OPTION=VALUE")):
         bad = [word for word in getattr(args, name) if "=" not in word]
         if bad:
