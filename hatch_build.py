@@ -1,4 +1,4 @@
-"""What the package index shows: links and pictures by whole addresses, once pyproject.toml says where the sources are."""
+"""What the package index shows: whole links, once pyproject.toml says in one line where the sources are."""
 
 import re
 from pathlib import Path

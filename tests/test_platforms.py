@@ -123,3 +123,9 @@ def test_the_workflows_run_every_session_and_pin_every_action():
         for each in getattr(python, "elts", [python])
     }
     assert set(listed.split(", ")) == names
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_a_workflow_is_yaml(path):
+    yaml = pytest.importorskip("yaml")
+    assert yaml.safe_load(path.read_text(encoding="utf-8"))["jobs"]
