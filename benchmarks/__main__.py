@@ -66,6 +66,10 @@ def main(arguments: list[str] | None = None) -> None:
     folder = options.out or Path(__file__).parent / "results" / re.sub(
         r"\W+", "-", str(machine["device"]).lower()
     ).strip("-")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SystemExit(f"--out {folder}: wanted a folder: {error.strerror}") from error
     print(", ".join(f"{name}: {value}" for name, value in machine.items()))
     for subcommand in options.subcommands or SUBCOMMANDS:
         print(f"\n## {subcommand}: {getattr(measure, subcommand).__doc__}\n")

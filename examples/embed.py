@@ -26,6 +26,7 @@ from runner.evaluate import extract_features
 from runner.options import add_saved_options
 from runner.report.plots import draw_map
 from runner.state.files import write_atomically, write_tensors
+from runner.state.place import refuse_unwritable
 from runner.state.saved import open_run
 from sklearn.manifold import TSNE
 from torch import nn
@@ -51,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.with_input and (args.out is None or args.out.suffix == ".npz"):
         parser.error("--with-input: wanted --out with a name that ends with .parquet or .csv")
     with one_line_errors():
+        refuse_unwritable(args.out, args.map, args.weights)
         encoder, task = open_run(
             args.checkpoint,
             pick_device(args.device),

@@ -22,6 +22,7 @@ from runner.errors import one_line_errors
 from runner.evaluate import extract_features, linear_probe, nearest_neighbours
 from runner.options import add_saved_options
 from runner.state.files import write_text
+from runner.state.place import refuse_unwritable
 from runner.state.saved import open_run
 from torch import Tensor, nn
 
@@ -76,6 +77,7 @@ def main(argv: list[str] | None = None) -> None:
     if not all(0 < share <= 1 for share in args.labels):
         parser.error(f"--labels {args.labels}: wanted shares between 0 and 1")
     with one_line_errors():
+        refuse_unwritable(args.out)
         device = pick_device(args.device)
         encoder, task = open_run(
             args.checkpoint, device, data=args.data, label=args.label, drop=args.drop, root=args.data_root

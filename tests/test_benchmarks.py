@@ -38,6 +38,12 @@ def test_loss(tmp_path, capsys):
     assert set(run(tmp_path, "loss", "--sizes", "8x4", "6x4", "--peers")) == {"8x4", "4+9x4", "6x4"}
 
 
+def test_a_folder_that_cannot_be_made_is_said_before_the_measurement(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match=r"--out .*wanted a folder"):
+        run(tmp_path / "file", "loss")
+
+
 def test_the_error_beside_a_time_is_seen():
     batch = contestants.Batch.draw(8, 0, 4, torch.float32, torch.device("cpu"))
     assert contestants.relative_error(contestants.formula, batch, rows_at_once=3) < 1e-5

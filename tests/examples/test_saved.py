@@ -100,3 +100,17 @@ def test_refusals(trained, tmp_path):
     ]:
         with pytest.raises(SystemExit, match=words):
             probe.main([*map(str, options), "--device", "cpu"])
+
+
+@pytest.mark.parametrize(
+    ("script", "option"), [(probe, "--out"), (embed, "--out"), (embed, "--map"), (embed, "--weights")]
+)
+def test_what_cannot_be_written_is_said_before_the_work(tmp_path, monkeypatch, script, option):
+    """Of a checkpoint that is not even looked at."""
+    monkeypatch.setattr(script, "open_run", lambda *_, **__: pytest.fail("opened"))
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.npz").mkdir()
+    for path, reason in (("file/below.npz", "can be written there"), ("folder.npz", "wanted a file")):
+        with pytest.raises(SystemExit, match=rf"^error: .*{reason}.*$"):
+            script.main(["checkpoint.pt", option, str(tmp_path / path)])
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["file", "folder.npz"]

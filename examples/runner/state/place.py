@@ -53,6 +53,15 @@ def refuse_without_room(path: Path, size: int) -> None:
         raise Refused(f"{path.parent}: {wanted}: {error.strerror}") from error
 
 
+def refuse_unwritable(*files: Path | None) -> None:
+    """Refuse before the work a file that could not be written after it."""
+    for path in files:
+        if path is not None and path.is_dir():
+            raise Refused(f"{path}: wanted a file, and it is a folder")
+        if path is not None:
+            refuse_without_room(path, 1 << 16)
+
+
 def _open(out: Path) -> int | None:
     try:
         out.mkdir(parents=True, exist_ok=True)
