@@ -9,9 +9,9 @@ Three lines turn a contrastive training loop into i-Mix (Lee et al., ICLR 2021, 
 Mixing
     ``IMix``, ``InputMix``, ``VirtualLabels``
 Losses
-    ``imix_nce_loss`` (N-pair, MoCo), ``imix_ntxent_loss`` (SimCLR), ``imix_clip_loss`` (pairs of two kinds),
-    ``imix_supcon_loss``, ``imix_byol_loss`` (BYOL, SimSiam), ``IMixLoss`` (wraps a loss of your own),
-    ``NegativeQueue``
+    ``imix_nce_loss`` (N-pair, MoCo), ``imix_ntxent_loss`` (SimCLR), ``imix_clip_loss`` and
+    ``imix_sigmoid_loss`` (pairs of two kinds), ``imix_supcon_loss``, ``imix_byol_loss`` (BYOL, SimSiam),
+    ``IMixLoss`` (wraps a loss of your own), ``NegativeQueue``
 """
 
 from imix_aug._backend import use_backend
@@ -20,6 +20,7 @@ from imix_aug._labels import VirtualLabels
 from imix_aug._losses import imix_byol_loss, imix_clip_loss, imix_nce_loss, imix_ntxent_loss, imix_supcon_loss
 from imix_aug._mix import IMix, InputMix
 from imix_aug._queue import NegativeQueue
+from imix_aug._sigmoid_loss import imix_sigmoid_loss
 
 __version__ = "0.1.0"
 
@@ -33,6 +34,7 @@ __all__ = [
     "imix_clip_loss",
     "imix_nce_loss",
     "imix_ntxent_loss",
+    "imix_sigmoid_loss",
     "imix_supcon_loss",
     "use_backend",
 ]

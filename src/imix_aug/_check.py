@@ -210,17 +210,35 @@ def weight(value: object, n: int, device: torch.device) -> Tensor:
 
 def temperature(value: object, device: torch.device) -> float | Tensor:
     """Accept a positive finite number, or a floating-point 0-d tensor on ``device`` or the CPU."""
+    if not isinstance(value, Tensor):
+        return positive("temperature", value)
+    _scalar("temperature", value, device)
+    if readable(value) and not 0 < value.item() < math.inf:
+        raise ValueError(f"temperature must be positive and finite, got {value.item()}")
+    return value
+
+
+def bias(value: object, device: torch.device) -> float | Tensor:
+    """Accept a finite number, or a floating-point 0-d tensor on ``device`` or the CPU."""
+    number: float | Tensor
     if isinstance(value, Tensor):
-        if value.dim() != 0:
-            raise ValueError(f"temperature must be a float or a 0-d tensor, got shape {tuple(value.shape)}")
-        if not value.is_floating_point():
-            raise TypeError(f"temperature must be floating-point, got {value.dtype}")
-        if value.device != device and value.device.type != "cpu":
-            raise ValueError(f"temperature must be on the device of query, {device}, or the CPU, got {value.device}")
-        if readable(value) and not 0 < value.item() < math.inf:
-            raise ValueError(f"temperature must be positive and finite, got {value.item()}")
-        return value
-    return positive("temperature", value)
+        number = _scalar("bias", value, device)
+        known = number.item() if readable(number) else 0.0
+    else:
+        number = known = _number("bias", value)
+    if not math.isfinite(known):
+        raise ValueError(f"bias must be finite, got {known}")
+    return number
+
+
+def _scalar(name: str, value: Tensor, device: torch.device) -> Tensor:
+    if value.dim() != 0:
+        raise ValueError(f"{name} must be a float or a 0-d tensor, got shape {tuple(value.shape)}")
+    if not value.is_floating_point():
+        raise TypeError(f"{name} must be floating-point, got {value.dtype}")
+    if value.device != device and value.device.type != "cpu":
+        raise ValueError(f"{name} must be on the device of query, {device}, or the CPU, got {value.device}")
+    return value
 
 
 def positive(name: str, value: object) -> float:

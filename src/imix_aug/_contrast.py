@@ -46,6 +46,12 @@ class Contrast:
             and self.negatives is self.ids is self.hard_negatives is self.weight is None
         )
 
+    @property
+    def travelling(self) -> tuple[bool, ...]:
+        """Tell what else ranks exchange, which all of them must do alike (``ranks.TRAVELLING``)."""
+        weighted_mean = self.weight is not None and self.reduction == "mean"
+        return self.ids is not None, weighted_mean, weighted_mean and _needs_gradient(self.weight)
+
     def cross_entropy(
         self,
         query: Tensor,
@@ -75,9 +81,7 @@ class Contrast:
         negatives = None if self.negatives is None else rows(self.negatives, self.normalize)
         if classes is not None:
             key = _rounded(key, dtype)  # The mean over a class is to see the same rows as the products.
-        weighted_mean = weight is not None and self.reduction == "mean"
-        travelling = ids is not None, weighted_mean, weighted_mean and _needs_gradient(weight)
-        keys = choose_keys(key, self.gather_distributed, self.process_group, travelling)
+        keys = choose_keys(key, self.gather_distributed, self.process_group, self.travelling)
         counts, rest_of_label = weight, None
         if classes is not None:
             spread = over_class_mates if same_view else over_classes
@@ -101,9 +105,10 @@ class Contrast:
             agreement = (_rounded(query, dtype) * rest_of_label).sum(dim=1)
             agreement = agreement if weight is None else agreement * weight
             losses = losses - (agreement.sum() if summed else agreement)
-        return self._reduced(losses, query.shape[0], weight)
+        return self.reduced(losses, query.shape[0], weight)
 
-    def _reduced(self, losses: Tensor, n: int, weight: Tensor | None) -> Tensor:
+    def reduced(self, losses: Tensor, n: int, weight: Tensor | None) -> Tensor:
+        """Return the mean or the sum of n rows' losses, weighed already, or these themselves."""
         if self.reduction == "none":
             return losses
         total = losses if losses.dim() == 0 else losses.sum()

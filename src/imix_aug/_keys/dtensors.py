@@ -20,7 +20,7 @@ _Arguments = ParamSpec("_Arguments")
 
 _EMBEDDINGS = ("query", "key", "query_1", "query_2", "key_1", "key_2")
 _PER_ROW = ("classes", "ids", "hard_negatives", "weight")
-_OF_ALL_ROWS = ("negatives", "negative_ids", "temperature")
+_OF_ALL_ROWS = ("negatives", "negative_ids", "temperature", "bias")
 
 
 def takes_dtensors(loss: Callable[_Arguments, Tensor]) -> Callable[_Arguments, Tensor]:

@@ -57,6 +57,18 @@ def keys_of_all(rows: Tensor, process_group: ProcessGroup | None, travelling: tu
     return RingKeys(rows, group_name(process_group))
 
 
+def gather_keys(
+    rows: Tensor, ids: Tensor | None, process_group: ProcessGroup | None, travelling: tuple[bool, ...]
+) -> tuple[Tensor, Tensor | None, int]:
+    """Concatenate the keys of all ranks and their ids; return with them the row at which this rank's begin."""
+    rank, size = world(process_group)
+    if size == 1:
+        return rows, ids, 0
+    refuse_uneven(rows, process_group, travelling)
+    ids = None if ids is None else all_gather(ids, process_group)
+    return gather(rows, process_group), ids, rank * rows.shape[0]
+
+
 def gather_rows(rows: Tensor, process_group: ProcessGroup | None = None) -> Tensor:
     """Concatenate the rows of all ranks, in the order of the ranks; a row's gradient is summed over them."""
     if world(process_group)[1] == 1:
