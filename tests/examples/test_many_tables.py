@@ -34,7 +34,7 @@ def report(folder, tmp_path):
     def call(*options):
         common = ("--label", "kind", "--change", "epochs=2", "width=1", "--out", str(tmp_path / "out"))
         reproduce.main(["tables", "--path", str(folder), "--device", "cpu", *common, *options])
-        return json.loads((tmp_path / "out" / "tables-npair" / "report.json").read_text())
+        return json.loads((tmp_path / "out" / "tables-npair" / "report.json").read_text(encoding="utf-8"))
 
     return call
 
@@ -44,7 +44,7 @@ def test_every_way_on_every_table_and_nothing_twice(report, monkeypatch, capsys,
     every = {(table, arm) for table in ("near", "vehicle") for arm in ARMS}
     assert {(cell["table"], cell["arm"]) for cell in first["cells"]} == every
     assert first["tables"]["near"] == {"training_rows": 80, "test_rows": 20, "columns": 3, "inputs": 3, "classes": 2}
-    page = (tmp_path / "out" / "tables-npair" / "report.md").read_text()
+    page = (tmp_path / "out" / "tables-npair" / "report.md").read_text(encoding="utf-8")
     assert page in capsys.readouterr().out
     others, development = page.split("## Development tables, linear probe")
     assert "| near |" in others
@@ -91,7 +91,7 @@ def test_refusals(report, options, words):
 
 
 def test_a_folder_without_tables_is_refused(tmp_path):
-    (tmp_path / "notes.txt").write_text("nothing")
+    (tmp_path / "notes.txt").write_text("nothing", encoding="utf-8")
     with pytest.raises(SystemExit, match="no table in it"):
         reproduce.main(["tables", "--path", str(tmp_path)])
     with pytest.raises(SystemExit, match="wanted a folder"):
