@@ -24,12 +24,12 @@ print(json.dumps([platform.python_version(), *(found.get(name, "none") for name 
 
 
 def suite(session: nox.Session, *options: str, **environment: str) -> None:
-    """Run the ordinary suite; every file that is read or written without saying how it is encoded is an error."""
+    """Run the ordinary suite, and count."""
     results = Path(session.create_tmp()).resolve() / "results.xml"
     arguments = [argument for argument in session.posargs if argument != "record"]
-    environment |= {"PYTHONWARNDEFAULTENCODING": "1", "OMP_NUM_THREADS": "1"}
+    command = ("python", "-m", "pytest", f"--junitxml={results}", *options, *arguments)
     try:
-        session.run("python", "-m", "pytest", f"--junitxml={results}", *options, *arguments, env=environment)
+        session.run(*command, env={"OMP_NUM_THREADS": "1", **environment})
     finally:
         if results.exists():
             show(session, results, [*options, *arguments])
@@ -37,12 +37,14 @@ def suite(session: nox.Session, *options: str, **environment: str) -> None:
 
 def show(session: nox.Session, results: Path, arguments: list[str]) -> None:
     """Print the row of the table, and write it where that was asked for."""
-    printed = session.run("python", "-c", VERSIONS, silent=True, log=False)
+    python, torch, triton, numpy = json.loads(session.run("python", "-c", VERSIONS, silent=True, log=False))
+    triton = "hidden" if "without_triton" in arguments else triton
     counts = xml.etree.ElementTree.parse(results).getroot()[0].attrib
     failed = int(counts["failures"]) + int(counts["errors"])
     passed = int(counts["tests"]) - failed - int(counts["skipped"])
-    cells = [f"`{session.name}`", *json.loads(printed), passed, counts["skipped"], failed, f"`{' '.join(arguments)}`"]
-    row = f"| {' | '.join(map(str, cells))} |".replace("``", "")
+    numbers = [passed, counts["skipped"], failed]
+    cells = [f"`{session.name}`", python, torch, triton, numpy, *numbers, f"`{' '.join(arguments)}`"]
+    row = f"| {' | '.join(map(str, cells))} |".replace("``", "all")
     session.log(row)
     if "record" in session.posargs:
         lines = PAGE.read_text(encoding="utf-8").splitlines()
