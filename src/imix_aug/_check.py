@@ -15,7 +15,7 @@ Reduction = Literal["mean", "sum", "none"]
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-def rows(name: str, value: object, like: Tensor | None = None, like_name: str = "query") -> Tensor:
+def matrix(name: str, value: object, like: Tensor | None = None, like_name: str = "query") -> Tensor:
     """Accept a non-empty floating-point matrix with the width, dtype and device of ``like``."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor (N, D), got {_kind(value)}")
@@ -45,7 +45,7 @@ def rows(name: str, value: object, like: Tensor | None = None, like_name: str = 
 
 def queue_rows(value: object, queue: Tensor) -> Tensor:
     """Accept keys for a queue (size, D): its width and device, its dtype or a half precision to be widened."""
-    keys = rows("keys", value, value if isinstance(value, Tensor) else None)
+    keys = matrix("keys", value, value if isinstance(value, Tensor) else None)
     if keys.device != queue.device:
         raise ValueError(f"keys must be on the device of the queue, {queue.device}, got {keys.device}: move the queue")
     if keys.dtype != queue.dtype and keys.element_size() >= min(queue.element_size(), 4):
@@ -59,12 +59,12 @@ def queue_rows(value: object, queue: Tensor) -> Tensor:
     return keys
 
 
-def paired_rows(name: str, value: object, like: Tensor, like_name: str = "query") -> Tensor:
+def paired_matrix(name: str, value: object, like: Tensor, like_name: str = "query") -> Tensor:
     """Accept a matrix of the very shape, dtype and device of ``like``."""
-    matrix = rows(name, value, like, like_name)
-    if matrix.shape != like.shape:
-        raise ValueError(f"{name} must have the shape of {like_name}, {tuple(like.shape)}, got {tuple(matrix.shape)}")
-    return matrix
+    found = matrix(name, value, like, like_name)
+    if found.shape != like.shape:
+        raise ValueError(f"{name} must have the shape of {like_name}, {tuple(like.shape)}, got {tuple(found.shape)}")
+    return found
 
 
 def batch(name: str, value: object) -> Tensor:
@@ -191,7 +191,7 @@ def hard_negatives(value: object, query: Tensor) -> Tensor:
     n, d = query.shape
     if value.dim() != 3 or value.shape[0] != n or value.shape[1] == 0 or value.shape[2] != d:
         raise ValueError(f"hard_negatives must have shape ({n}, H, {d}), got {tuple(value.shape)}")
-    rows("hard_negatives", value[:, 0], query)
+    matrix("hard_negatives", value[:, 0], query)
     return value
 
 

@@ -13,8 +13,8 @@ from imix_aug._check import Reduction
 from imix_aug._class_labels import over_class_mates, over_classes
 from imix_aug._cross_entropy.columns import LeftOut, Positives
 from imix_aug._cross_entropy.operator import autocast_dtype
-from imix_aug._embeddings import product_dtype, rows
-from imix_aug._keys.keys import choose_keys
+from imix_aug._embeddings import prepared, product_dtype
+from imix_aug._keys.choose import choose_keys
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -75,10 +75,10 @@ class Contrast:
             same_view: with ``classes``: a row leaves its positive columns out, and their shares go to the others.
         """
         ids, weight, hard = (_repeat(each, views) for each in (self.ids, self.weight, self.hard_negatives))
-        others = [each for each in (self.negatives, self.hard_negatives) if each is not None]
-        dtype = product_dtype(self.autocast, query, key, *others)
-        query, key = rows(query, self.normalize) / self.temperature, rows(key, self.normalize)
-        negatives = None if self.negatives is None else rows(self.negatives, self.normalize)
+        embeddings = (query, key, self.negatives, self.hard_negatives)
+        dtype = product_dtype(self.autocast, *(each for each in embeddings if each is not None))
+        query, key = prepared(query, self.normalize) / self.temperature, prepared(key, self.normalize)
+        negatives = None if self.negatives is None else prepared(self.negatives, self.normalize)
         if classes is not None:
             key = _rounded(key, dtype)  # The mean over a class is to see the same rows as the products.
         keys = choose_keys(key, self.gather_distributed, self.process_group, self.travelling)
@@ -94,7 +94,7 @@ class Contrast:
             negatives,
             positives,
             left_out=LeftOut(left_out, ids, ids, self.negative_ids),
-            further=None if hard is None else _row_logsumexp(query, rows(hard, self.normalize)),
+            further=None if hard is None else _row_logsumexp(query, prepared(hard, self.normalize)),
             dtype=dtype,
             summed=summed,
             weight=counts if summed else None,
@@ -141,7 +141,7 @@ def checked(
     """Refuse what is wrong with the common arguments, and return the rest."""
     n, device = query.shape[0], query.device
     if negatives is not None:
-        negatives = _check.rows("negatives", negatives, query)
+        negatives = _check.matrix("negatives", negatives, query)
     if hard_negatives is not None:
         hard_negatives = _check.hard_negatives(hard_negatives, query)
     if ids is not None:

@@ -20,18 +20,18 @@ def product_dtype(autocast: torch.dtype | None, *embeddings: Tensor) -> torch.dt
     return autocast
 
 
-def rows(embeddings: Tensor, normalize: bool) -> Tensor:
-    """Return the embeddings in the dtype of all sums, at unit length if wanted."""
+def prepared(embeddings: Tensor, normalize: bool) -> Tensor:
+    """Return the embeddings in the dtype of all sums, and at unit length if wanted."""
     embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
     return unit_rows(embeddings) if normalize else embeddings
 
 
-def unit_rows(rows: Tensor, eps: float = 1e-12) -> Tensor:
+def unit_rows(embeddings: Tensor, eps: float = 1e-12) -> Tensor:
     """Divide each row by its length, or by ``eps`` where that is greater; squares may overflow no row."""
-    if readable(rows):  # where a look at a value costs nothing
-        lengths = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    if readable(embeddings):  # where a look at a value costs nothing
+        lengths = torch.linalg.vector_norm(embeddings, dim=-1, keepdim=True)
         if lengths.sum().item() < math.inf:
-            return torch.div(rows, lengths.clamp_min(eps))
-    largest = rows.detach().abs().amax(dim=-1, keepdim=True).clamp_min(1)
-    rows = rows / largest
-    return torch.div(rows, torch.linalg.vector_norm(rows, dim=-1, keepdim=True).clamp_min(eps / largest))
+            return torch.div(embeddings, lengths.clamp_min(eps))
+    largest = embeddings.detach().abs().amax(dim=-1, keepdim=True).clamp_min(1)
+    shrunk = embeddings / largest
+    return torch.div(shrunk, torch.linalg.vector_norm(shrunk, dim=-1, keepdim=True).clamp_min(eps / largest))

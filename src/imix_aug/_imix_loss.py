@@ -140,7 +140,7 @@ class IMixLoss(nn.Module):
         return losses if by_rows is None else _reduce(losses, criterion.reduction)
 
     def _logits(self, value: object) -> Tensor:
-        logits = _check.rows("logits", value)
+        logits = _check.matrix("logits", value)
         n, columns = logits.shape
         if columns < n:
             raise ValueError(f"logits must have a column for each of its {n} rows, got shape ({n}, {columns})")

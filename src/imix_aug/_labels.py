@@ -67,10 +67,10 @@ class VirtualLabels(NamedTuple):
             num_classes = n
         elif num_classes < n:
             raise ValueError(f"num_classes must be at least the number of rows, {n}, got {num_classes}")
-        rows = self.lam.new_zeros(n, num_classes)
+        zeros = self.lam.new_zeros(n, num_classes)
         own = torch.arange(n, device=self.partner.device)
         columns = torch.stack([own, self.partner], dim=1)
-        return rows.scatter_add(1, columns, torch.stack([self.lam, 1 - self.lam], dim=1))
+        return zeros.scatter_add(1, columns, torch.stack([self.lam, 1 - self.lam], dim=1))
 
     def mix(self, x: Batch) -> Batch:
         """Blend what comes along with the mixed input by the same lambdas and partners.
@@ -98,16 +98,14 @@ class VirtualLabels(NamedTuple):
         """
         n = _check_use(self)
         flat, spec = leaves.flatten(x)
-        parts = leaves.rows(x, flat)
+        parts = leaves.tensors(x, flat)
         leaves.continuous(x, flat)
         if parts[0].shape[0] != n:
             raise ValueError(f"x must have a row for each of the {n} labels, got shape {tuple(parts[0].shape)}")
         if parts[0].device != self.lam.device:
             raise ValueError(f"x must be on the labels' device, {self.lam.device}, got {parts[0].device}")
-        mixed: Batch = pytree.tree_unflatten(
-            [blend_rows(part, self.partner, self.lam, 1 - self.lam) for part in parts], spec
-        )
-        return mixed
+        mixed = [blend_rows(part, self.partner, self.lam, 1 - self.lam) for part in parts]
+        return pytree.tree_unflatten(mixed, spec)
 
     @classmethod
     def cat(cls, parts: Sequence[VirtualLabels]) -> VirtualLabels:

@@ -12,7 +12,7 @@ from imix_aug._check import Reduction
 from imix_aug._cross_entropy import plain
 from imix_aug._cross_entropy.columns import Positives
 from imix_aug._cross_entropy.operator import without_autocast
-from imix_aug._embeddings import rows
+from imix_aug._embeddings import prepared
 from imix_aug._keys.dtensors import takes_dtensors
 from imix_aug._labels import VirtualLabels
 from imix_aug._types import Number
@@ -80,8 +80,8 @@ def imix_nce_loss(
         >>> loss.shape
         torch.Size([])
     """
-    _check.rows("query", query)
-    _check.paired_rows("key", key, query)
+    _check.matrix("query", query)
+    _check.paired_matrix("key", key, query)
     _check.labels(labels, query.shape[0], query.device)
     _check.keys_are_unmixed(labels, query, key)
     contrast = _contrast.checked(
@@ -171,9 +171,9 @@ def imix_ntxent_loss(
         if labels is not None:
             raise ValueError("labels must be None without keys: mixed queries are contrasted with unmixed keys")
         key_1, key_2 = query_1, query_2
-    _check.rows("query_1", query_1)
+    _check.matrix("query_1", query_1)
     for name, value in ("query_2", query_2), ("key_1", key_1), ("key_2", key_2):
-        _check.paired_rows(name, value, query_1, "query_1")
+        _check.paired_matrix(name, value, query_1, "query_1")
     assert key_1 is not None
     assert key_2 is not None
     _check.labels(labels, query_1.shape[0], query_1.device)
@@ -258,8 +258,8 @@ def imix_clip_loss(
         >>> x, labels = IMix()(images)
         >>> loss = imix_clip_loss(image_net(x), text_net(texts), labels, temperature=0.07)
     """
-    _check.rows("query", query)
-    _check.paired_rows("key", key, query)
+    _check.matrix("query", query)
+    _check.paired_matrix("key", key, query)
     _check.labels(labels, query.shape[0], query.device)
     _check.keys_are_unmixed(labels, query, key)
     _check.permutation(labels)
@@ -347,8 +347,8 @@ def imix_supcon_loss(
         if labels is not None:
             raise ValueError("labels must be None without key: mixed queries are contrasted with unmixed keys")
         key, same_view = query, True
-    _check.rows("query", query)
-    _check.paired_rows("key", key, query)
+    _check.matrix("query", query)
+    _check.paired_matrix("key", key, query)
     classes = _check.integers("classes", classes, query.shape[0], query.device)
     _check.labels(labels, query.shape[0], query.device)
     _check.keys_are_unmixed(labels, query, key)
@@ -408,15 +408,15 @@ def imix_byol_loss(
         >>> imix_byol_loss(torch.eye(2), torch.eye(2), labels, reduction="none")
         tensor([0.5000, 1.0000])
     """
-    _check.rows("prediction", prediction)
-    _check.paired_rows("target", target, prediction, "prediction")
+    _check.matrix("prediction", prediction)
+    _check.paired_matrix("target", target, prediction, "prediction")
     _check.labels(labels, prediction.shape[0], prediction.device)
     _check.flag("normalize", normalize)
     _check.reduction(reduction)
     with without_autocast(prediction):
-        constant = rows(target.detach(), normalize)
+        constant = prepared(target.detach(), normalize)
         expected = constant if labels is None else _positives(labels, prediction).mean(constant)
-    return reduce(2 - 2 * (rows(prediction, normalize) * expected).sum(dim=1), reduction)
+    return reduce(2 - 2 * (prepared(prediction, normalize) * expected).sum(dim=1), reduction)
 
 
 def _positives(labels: VirtualLabels | None, query: Tensor) -> Positives:

@@ -145,7 +145,7 @@ class IMix(_Mix):
         """Return the mixed input and its virtual labels."""
         flat, spec = leaves.flatten(x)
         chosen = self._chosen(x, flat)
-        parts = leaves.rows(x, flat, chosen)
+        parts = leaves.tensors(x, flat, chosen)
         n, device = parts[0].shape[0], parts[0].device
         if self.mode == "cutmix":
             sizes, axes = leaves.grid(x, flat, self.dims, chosen)
@@ -225,7 +225,7 @@ class InputMix(_Mix):
         """Return the mixed input."""
         flat, spec = leaves.flatten(x)
         chosen = self._chosen(x, flat)
-        parts = leaves.rows(x, flat, chosen)
+        parts = leaves.tensors(x, flat, chosen)
         leaves.continuous(x, flat, chosen)
         if not self.training:
             return x
@@ -237,8 +237,7 @@ class InputMix(_Mix):
         others = [
             torch.empty_like(circle).scatter(0, circle, circle.roll(-step)) for step in range(1, self.num_aux + 1)
         ]
-        mixed: Batch = _rebuild(flat, chosen, [_combine(part, others, weights) for part in parts], spec)
-        return mixed
+        return _rebuild(flat, chosen, [_combine(part, others, weights) for part in parts], spec)
 
     def extra_repr(self) -> str:
         """Return the settings, for ``repr``."""

@@ -47,8 +47,7 @@ def multiprocessors(device: torch.device) -> int:
 
 @functools.lru_cache
 def _multiprocessors(device: torch.device) -> int:
-    count: int = torch.cuda.get_device_properties(device).multi_processor_count
-    return count
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def capability(device: torch.device) -> tuple[int, int]:

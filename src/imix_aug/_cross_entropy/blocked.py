@@ -60,20 +60,20 @@ def forward(
     in_half = dtype != query.dtype  # Then the positives' share of the gradients, often the largest, is not rounded.
     tiles = _Tiles(query, key, negatives, left_out)
     for part in tiles.parts():
-        rest, mean = tiles.negatives(part, wants_query_grad)
+        rest, mean = tiles.sweep_negatives(part, wants_query_grad)
         own = Positives(*(each[part] for each in positives))
-        powers, peak, own_logits = tiles.keys(part, own.columns)
+        powers, peak, own_logits = tiles.powers_of_keys(part, own.columns)
         # Everything is weighed relative to the largest: large logits would be rounded once for each sum they enter.
-        more = None if further is None else further[part, None].to(dtype) * LOG2_E
+        beyond = None if further is None else further[part, None].to(dtype) * LOG2_E
         anchor = peak
-        for each in (rest, more):
+        for each in (rest, beyond):
             anchor = anchor if each is None else _finite(torch.maximum(anchor, each))
         total = powers.sum(dim=1, keepdim=True).log_().add_((peak - anchor) / LOG2_E)
         if rest is not None:
             rest = (rest - anchor) / LOG2_E
             total = torch.logaddexp(total, rest)
-        if more is not None:
-            total = torch.logaddexp(total, (more - anchor) / LOG2_E)
+        if beyond is not None:
+            total = torch.logaddexp(total, (beyond - anchor) / LOG2_E)
         loss[part], height, over = balance(total[:, 0], (own_logits - anchor) / LOG2_E, own)
         height = height[:, None]
         level[part] = (height + anchor / LOG2_E)[:, 0]
@@ -99,11 +99,11 @@ def forward(
                 add_query_grad(row_grad, key, own.columns, over)
             query_grad[part] = row_grad
         if key_grad is not None:
-            rows = query[part]
+            weighted = query[part]
             share = None if weight is None else weight[part, None]
             for factor in (unit, share):
-                rows = rows if factor is None else rows * factor
-            add_transposed_times(key_grad, tile, rows.to(query.dtype))
+                weighted = weighted if factor is None else weighted * factor
+            add_transposed_times(key_grad, tile, weighted.to(query.dtype))
             if in_half:
                 add_key_grad(key_grad, query[part], own.columns, over if share is None else over * share)
     found = Found(loss, logits, level, excess, query_grad)
@@ -119,8 +119,8 @@ def sweep_keys(
     means = query.new_empty(query.shape, dtype=dtype) if wants_mean else None
     tiles = _Tiles(query, key, negatives, left_out)
     for part in tiles.parts():
-        rest, mean = tiles.negatives(part, wants_mean)
-        powers, peak, _ = tiles.keys(part, None)
+        rest, mean = tiles.sweep_negatives(part, wants_mean)
+        powers, peak, _ = tiles.powers_of_keys(part, None)
         level = powers.sum(dim=1, keepdim=True).log2_().add_(peak)
         if rest is not None:
             level = _add_in_base_2(level, rest)
@@ -165,7 +165,7 @@ class _Tiles:
     def __init__(self, query: Tensor, key: Tensor, negatives: Tensor | None, left_out: LeftOut) -> None:
         self.query, self.key = query, key
         self.sums = torch.promote_types(query.dtype, torch.float32)
-        self.more = negatives if negatives is not None and len(negatives) else None
+        self.negatives = negatives if negatives is not None and len(negatives) else None
         self.left_out = left_out
         self.step = rows_per_tile(query.shape[0], key.shape[0])
         self.bounded = _is_bounded(query, key, negatives)
@@ -179,24 +179,24 @@ class _Tiles:
         """Return a tile in base 2, in float32 at least: the CPU rounds a product of half precision to it."""
         return times_transposed(self.query[part].to(self.sums), key.to(self.sums), LOG2_E)
 
-    def keys(self, part: slice, positives: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def powers_of_keys(self, part: slice, positives: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Return a tile's powers relative to its rows' peaks, zero at positives; the peaks; the positives' logits."""
         tile = self.logits(part, self.key)
-        few = tile.new_empty((tile.shape[0], 0)) if positives is None else self._few(part, tile, positives)
+        own = tile.new_empty((tile.shape[0], 0)) if positives is None else self._own_logits(part, tile, positives)
         tile = self.without(tile, part, -math.inf, positives)
-        return *self._powers(tile, few), few
+        return *self._powers(tile, own), own
 
-    def negatives(self, part: slice, wants_mean: bool) -> tuple[Tensor | None, Tensor | None]:
+    def sweep_negatives(self, part: slice, wants_mean: bool) -> tuple[Tensor | None, Tensor | None]:
         """Return the rows' log-sum-exp over the negatives, and their softmax-weighted mean."""
-        if self.more is None:
+        if self.negatives is None:
             return None, None
         lse: Tensor | None = None
         mean: Tensor | None = None
         ids = self.left_out.negative_ids
         step = max(1, NEGATIVE_TILE // self.step)
-        for start in range(0, len(self.more), step):
-            few = self.more[start : start + step]
-            tile = self.logits(part, few)
+        for start in range(0, len(self.negatives), step):
+            block = self.negatives[start : start + step]
+            tile = self.logits(part, block)
             if ids is not None and self.left_out.row_ids is not None:
                 tile.masked_fill_(self.left_out.row_ids[part, None] == ids[start : start + step], -math.inf)
             powers, peak = self._powers(tile, tile[:, :0])
@@ -204,7 +204,7 @@ class _Tiles:
             before, lse = lse, total if lse is None else _add_in_base_2(lse, total)
             if wants_mean:
                 anchor = _finite(lse)
-                new = times_transposed(powers.to(few.dtype), few.t()).mul_((peak - anchor).exp2_())
+                new = times_transposed(powers.to(block.dtype), block.t()).mul_((peak - anchor).exp2_())
                 mean = new if mean is None or before is None else new.addcmul_(mean, (before - anchor).exp2_())
         return lse, mean
 
@@ -218,22 +218,22 @@ class _Tiles:
                 tile.scatter_(1, each, value)
         return tile
 
-    def _few(self, part: slice, tile: Tensor, columns: Tensor) -> Tensor:
+    def _own_logits(self, part: slice, tile: Tensor, columns: Tensor) -> Tensor:
         if self.query.dtype in (torch.float16, torch.bfloat16):
             return dots(self.query[part], self.key, columns).mul_(LOG2_E)
         return tile.gather(1, columns)
 
-    def _powers(self, tile: Tensor, few: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the powers, and each row's peak: its largest logit, the few included."""
+    def _powers(self, tile: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the powers, and each row's peak: its largest logit, its positives' included."""
         if self.bounded:
             return tile.exp2_(), tile.new_zeros(())
-        peak = _finite(_largest(tile, few))
+        peak = _finite(_largest(tile, own))
         return tile.sub_(peak).exp2_(), peak
 
 
-def _largest(tile: Tensor, few: Tensor) -> Tensor:
+def _largest(tile: Tensor, own: Tensor) -> Tensor:
     largest = tile.amax(dim=1, keepdim=True)
-    return torch.maximum(largest, few.amax(dim=1, keepdim=True)) if few.shape[1] else largest
+    return torch.maximum(largest, own.amax(dim=1, keepdim=True)) if own.shape[1] else largest
 
 
 def _finite(peak: Tensor) -> Tensor:

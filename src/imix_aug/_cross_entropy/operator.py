@@ -62,12 +62,8 @@ def soft_cross_entropy(
     )
     # One opaque operator; plain torch in eager mode does without, and saves its cost.
     if readable(query):
-        loss: Tensor = _WithoutOperator.apply(*arguments)
-    elif differentiates():
-        loss = _UnderGrad.apply(*arguments)[0]
-    else:
-        loss = _operator(*arguments)[0]
-    return loss
+        return _WithoutOperator.apply(*arguments)
+    return (_UnderGrad.apply if differentiates() else _operator)(*arguments)[0]
 
 
 def without_autocast(rows: Tensor) -> AbstractContextManager[object]:
@@ -104,19 +100,20 @@ def _forward(
     ring: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     with without_autocast(query):
-        rows, constants = (query.to(dtype), key.to(dtype)), None if negatives is None else negatives.to(dtype)
+        query, key = query.to(dtype), key.to(dtype)
+        negatives = None if negatives is None else negatives.to(dtype)
         positives, without = Positives(columns, shares), LeftOut(left_out, row_ids, key_ids, negative_ids)
         key_grad_too = _comes_with_forward(summed, ring) and wants_key_grad
         if ring or runs_triton(query.device):
-            rest, mean = _sweep_keys(*rows, constants, without.and_columns(columns), wants_query_grad, ring)
-            found = settle(*rows, positives, rest, mean, further)
+            rest, mean = _sweep_keys(query, key, negatives, without.and_columns(columns), wants_query_grad, ring)
+            found = settle(query, key, positives, rest, mean, further)
             key_grad = None
             if key_grad_too:
                 weights = torch.ones_like(found.level) if weight is None else weight
-                key_grad = key_gradient(*rows, columns, without, found.level, found.excess, weights)
+                key_grad = key_gradient(query, key, columns, without, found.level, found.excess, weights)
         else:
             found, key_grad = blocked.forward(
-                *rows, constants, positives, without, further, weight, wants_query_grad, key_grad_too
+                query, key, negatives, positives, without, further, weight, wants_query_grad, key_grad_too
             )
         loss, query_grad = found.loss, found.query_grad
         if summed:
@@ -133,7 +130,7 @@ def _sweep_keys(
 ) -> tuple[Tensor, Tensor | None]:
     if not ring:
         return sweep_keys(query, key, negatives, left_out, wants_mean)
-    from imix_aug._keys.ring import sweep_keys as ring_sweep_keys
+    from imix_aug._cross_entropy.ring import sweep_keys as ring_sweep_keys
 
     return ring_sweep_keys(query, key, negatives, left_out, wants_mean, ring)
 
@@ -147,30 +144,14 @@ _operator = torch.library.custom_op("imix_aug::soft_cross_entropy", _forward, mu
 
 
 @_operator.register_fake
-def _(
-    query: Tensor,
-    key: Tensor,
-    negatives: Tensor | None,
-    columns: Tensor,
-    shares: Tensor,
-    left_out: Tensor | None,
-    row_ids: Tensor | None,
-    key_ids: Tensor | None,
-    negative_ids: Tensor | None,
-    further: Tensor | None,
-    weight: Tensor | None,
-    dtype: torch.dtype,
-    summed: bool,
-    wants_query_grad: bool,
-    wants_key_grad: bool,
-    ring: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    rows = query.new_empty(query.shape[0], dtype=torch.promote_types(dtype, torch.float32))
+def _(query: Tensor, key: Tensor, _negatives: Tensor | None, columns: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    *_, dtype, summed, wants_query_grad, wants_key_grad, ring = rest
+    per_row = query.new_empty(query.shape[0], dtype=torch.promote_types(dtype, torch.float32))
     return (
-        rows.new_empty(()) if summed else rows,
-        *(rows.new_empty(columns.shape), torch.empty_like(rows), rows.new_empty(columns.shape)),
-        rows.new_empty(query.shape if wants_query_grad else (0,)),
-        rows.new_empty(key.shape if _comes_with_forward(summed, ring) and wants_key_grad else (0,)),
+        per_row.new_empty(()) if summed else per_row,
+        *(per_row.new_empty(columns.shape), torch.empty_like(per_row), per_row.new_empty(columns.shape)),
+        per_row.new_empty(query.shape if wants_query_grad else (0,)),
+        per_row.new_empty(key.shape if _comes_with_forward(summed, ring) and wants_key_grad else (0,)),
     )
 
 
@@ -192,7 +173,7 @@ def _key_grad(
         arguments = (query.to(dtype), key.to(dtype), columns, without, level, excess, weight)
         if not ring:
             return key_gradient(*arguments)
-        from imix_aug._keys.ring import key_gradient as ring_key_gradient
+        from imix_aug._cross_entropy.ring import key_gradient as ring_key_gradient
 
         return ring_key_gradient(*arguments, ring)
 
@@ -201,19 +182,8 @@ _key_grad_operator = torch.library.custom_op("imix_aug::soft_cross_entropy_key_g
 
 
 @_key_grad_operator.register_fake
-def _(
-    query: Tensor,
-    key: Tensor,
-    columns: Tensor,
-    left_out: Tensor | None,
-    row_ids: Tensor | None,
-    key_ids: Tensor | None,
-    level: Tensor,
-    excess: Tensor,
-    weight: Tensor,
-    dtype: torch.dtype,
-    ring: str,
-) -> Tensor:
+def _(_query: Tensor, key: Tensor, *rest: Any) -> Tensor:
+    *_, level, _excess, _weight, _dtype, _ring = rest
     return level.new_empty(key.shape)
 
 
@@ -281,7 +251,6 @@ class _WithoutOperator(torch.autograd.Function):
     def forward(ctx: Any, *inputs: Any) -> Tensor:
         output = _forward(*inputs)
         _keep(ctx, inputs, output)
-        loss: Tensor = output[0]
-        return loss
+        return output[0]
 
     backward = staticmethod(_gradients)

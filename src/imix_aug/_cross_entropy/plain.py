@@ -41,8 +41,7 @@ def applies(query: Tensor, key: Tensor, positives: Positives, temperature: float
 
 def nce_loss(query: Tensor, key: Tensor, positives: Positives, temperature: float, reduction: str) -> Tensor:
     """Return the loss of the logits ``cos(query_i, key_j) / temperature``."""
-    loss: Tensor = _NCE.apply(query, key, *positives, 1 / temperature, reduction == "mean")
-    return loss
+    return _NCE.apply(query, key, *positives, 1 / temperature, reduction == "mean")
 
 
 def _suits_half_precision(query: Tensor) -> bool:
@@ -56,13 +55,13 @@ class _NCE(torch.autograd.Function):
         ctx: Any, query: Tensor, key: Tensor, columns: Tensor, shares: Tensor, scale: float, mean: bool
     ) -> Tensor:
         dtype = torch.promote_types(torch.promote_types(query.dtype, key.dtype), torch.float32)
-        rows = torch.stack((query.to(dtype), key.to(dtype)))
-        lengths, is_short = _to_unit_length(rows)
-        grads = torch.empty_like(rows)
-        loss = _sweep(rows, grads, columns, shares.to(dtype), scale)
+        both = torch.stack((query.to(dtype), key.to(dtype)))
+        lengths, is_short = _to_unit_length(both)
+        grads = torch.empty_like(both)
+        loss = _sweep(both, grads, columns, shares.to(dtype), scale)
         # What would change a row's length has no effect on the loss.
-        along = (grads * rows).sum(dim=2, keepdim=True)
-        grads.addcmul_(rows, along if is_short is None else along.masked_fill_(is_short, 0), value=-1)
+        along = (grads * both).sum(dim=2, keepdim=True)
+        grads.addcmul_(both, along if is_short is None else along.masked_fill_(is_short, 0), value=-1)
         ctx.weight = 1 / query.shape[0] if mean else 1.0
         ctx.scale = scale * ctx.weight
         ctx.save_for_backward(query, key, grads, lengths)
@@ -93,9 +92,9 @@ def _to_unit_length(rows: Tensor) -> tuple[Tensor, Tensor | None]:
     return (lengths * largest).clamp_min(EPS), is_short
 
 
-def _sweep(rows: Tensor, grads: Tensor, columns: Tensor, shares: Tensor, scale: float) -> Tensor:
+def _sweep(both: Tensor, grads: Tensor, columns: Tensor, shares: Tensor, scale: float) -> Tensor:
     """Return the total loss of unit queries and keys, and leave its gradients in ``grads``, divided by ``scale``."""
-    query, key = rows.unbind()
+    query, key = both.unbind()
     query_grad, key_grad = grads.unbind()
     n = len(query)
     if n <= SMALL_BATCH and columns.shape[1] == 2 and shares[:, 1].max().item() > 0:
@@ -105,19 +104,19 @@ def _sweep(rows: Tensor, grads: Tensor, columns: Tensor, shares: Tensor, scale: 
     summed_key_grad = blocked.zeros_by_columns(key) if step < n else None
     for start in range(0, n, step):
         part = slice(start, min(start + step, n))
-        few = query[part]
-        powers = times_transposed(few, key, scale * blocked.LOG2_E).exp2_()
+        tile = query[part]
+        powers = times_transposed(tile, key, scale * blocked.LOG2_E).exp2_()
         if columns.shape[1] == 1:
             total = _weigh_own(powers[:, part].diagonal(), powers, loss)
         else:
             total = _weigh(powers, columns[part], shares[part], loss)
-        # The tile now holds softmax minus label, times the total.
+        # The powers are now softmax minus label, times the total.
         if summed_key_grad is None:
             torch.mm(powers, key, out=query_grad).div_(total)
-            torch.mm(powers.t(), few / total, out=key_grad)
+            torch.mm(powers.t(), tile / total, out=key_grad)
         else:
             torch.div(times_transposed(powers, key.t()), total, out=query_grad[part])
-            add_transposed_times(summed_key_grad, powers, few / total)
+            add_transposed_times(summed_key_grad, powers, tile / total)
     if summed_key_grad is not None:
         key_grad.copy_(summed_key_grad)
     return loss
@@ -153,8 +152,8 @@ def _weigh(powers: Tensor, columns: Tensor, shares: Tensor, loss: Tensor) -> Ten
     rest = powers.sum(dim=1, keepdim=True)
     present = power.clone()
     present[:, 1].masked_fill_(columns[:, 1] == columns[:, 0], 0)
-    others = present.flip(1).add_(rest)
-    loss.add_((others / power).log1p_().mul_(shares).sum())
-    excess = (1 - shares).mul_(present).addcmul_(shares, others, value=-1)
+    but_one = present.flip(1).add_(rest)
+    loss.add_((but_one / power).log1p_().mul_(shares).sum())
+    excess = (1 - shares).mul_(present).addcmul_(shares, but_one, value=-1)
     powers.scatter_add_(1, columns, excess)
     return rest.add_(present.sum(dim=1, keepdim=True))

@@ -70,14 +70,14 @@ def balance(rest: Tensor, logits: Tensor, positives: Positives) -> Balance:
     present = columns != columns[:, :1]
     present[:, 0] = True
     known = torch.where(present, logits, -torch.inf).unbind(1)
-    others = []
+    sums = []
     for left_out in range(len(known)):
         total = rest
         for place, each in enumerate(known):
             if place != left_out:
                 total = torch.logaddexp(total, each)
-        others.append(total)
-    but_one = torch.stack(others, 1)
+        sums.append(total)
+    but_one = torch.stack(sums, 1)
     zero = logits.new_zeros(())
     losses = torch.logaddexp(but_one - logits, zero)
     level = logits[:, 0] + losses[:, 0]

@@ -22,10 +22,7 @@ def times_transposed(left: Tensor, right: Tensor, scale: float = 1.0) -> Tensor:
     if left.dtype in (torch.float16, torch.bfloat16):
         return torch.mm(left, right.t()).float().mul_(scale)
     if _suits_onednn(left, right):
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(
-            left if scale == 1 else left * scale, right, None, "none", [], ""
-        )
-        return product
+        return torch.ops.mkldnn._linear_pointwise(left if scale == 1 else left * scale, right, None, "none", [], "")
     product = left.new_empty((left.shape[0], right.shape[0]))
     # Given a place for the result, autocast leaves the dtype alone.
     return torch.addmm(product, left, right.t(), beta=0, alpha=scale, out=product)

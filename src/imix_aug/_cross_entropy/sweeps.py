@@ -17,23 +17,15 @@ def sweep_keys(
 ) -> tuple[Tensor, Tensor | None]:
     """Return each row's log-sum-exp over all columns that it does not leave out, and its softmax-weighted mean key."""
     arguments = (query, key, negatives, left_out, wants_mean)
-    lse, mean = with_kernels(
-        query.device,
-        lambda: _kernels().sweep_keys(*arguments),
-        lambda: blocked.sweep_keys(*arguments),
-    )
-    return lse, mean
+    return with_kernels(query.device, lambda: _kernels().sweep_keys(*arguments), lambda: blocked.sweep_keys(*arguments))
 
 
 def sweep_queries(query: Tensor, key: Tensor, left_out: LeftOut, level: Tensor, weight: Tensor) -> Tensor:
     """Return ``sum_i weight_i exp(s_ij - level_i) query_i`` for each key j, over the rows that do not leave it out."""
     arguments = (query, key, left_out, level, weight)
-    grad: Tensor = with_kernels(
-        query.device,
-        lambda: _kernels().sweep_queries(*arguments),
-        lambda: blocked.sweep_queries(*arguments),
+    return with_kernels(
+        query.device, lambda: _kernels().sweep_queries(*arguments), lambda: blocked.sweep_queries(*arguments)
     )
-    return grad
 
 
 def _kernels() -> Any:

@@ -63,43 +63,45 @@ def sweep_keys(
     """Return each row's log-sum-exp over all columns that it does not leave out, and its softmax-weighted mean key."""
     d = query.shape[1]
     query, key = _prepared(query), _prepared(key)
-    more = key[:0] if negatives is None else _prepared(negatives)
-    n, m, k = len(query), len(key), len(more)
+    negatives = key[:0] if negatives is None else _prepared(negatives)
+    n, m, k = len(query), len(key), len(negatives)
     lse = query.new_empty(n, dtype=torch.float32)
     mean = torch.empty_like(query, dtype=torch.float32) if wants_mean else None
     # Keys, then negatives, each from a multiple of 16 columns on.
-    start_of_more = _rounded(m)
-    length = start_of_more + k
+    start_of_negatives = _rounded(m)
+    length = start_of_negatives + k
     size = _block_size(_rounded(length), query, n)
     in_full = query.dtype == torch.float32
     buffer = query.new_empty((size, _rounded(length))) if wants_mean or in_full else None
-    gap = key.new_zeros(start_of_more - m, dtype=torch.int64)
+    gap = key.new_zeros(start_of_negatives - m, dtype=torch.int64)
     without_keys = _Without.of(left_out, left_out.key_ids)
-    without_more = _Without.of(left_out._replace(columns=None), left_out.negative_ids if k else None)
+    without_negatives = _Without.of(left_out._replace(columns=None), left_out.negative_ids if k else None)
     without_any = without_keys
-    if in_full and without_more.column_ids is not None:
+    if in_full and without_negatives.column_ids is not None:
         without_any = _Without.of(left_out, left_out.key_ids, gap, left_out.negative_ids)
     with on_device(query):
         for start in range(0, n, size):
             block = slice(start, min(start + size, n))
-            rows = query[block]
-            softmax = None if buffer is None else buffer[: len(rows), :length]
+            queries = query[block]
+            softmax = None if buffer is None else buffer[: len(queries), :length]
             if in_full:
                 assert softmax is not None
-                torch.mm(rows, key.T, out=softmax[:, :m])
-                softmax[:, m:start_of_more] = -math.inf
-                torch.mm(rows, more.T, out=softmax[:, start_of_more:])
+                torch.mm(queries, key.T, out=softmax[:, :m])
+                softmax[:, m:start_of_negatives] = -math.inf
+                torch.mm(queries, negatives.T, out=softmax[:, start_of_negatives:])
                 _softmax(softmax, without_any.of_rows(block), lse[block], known=False, store=wants_mean)
             else:
-                parts = [(key, without_keys.of_rows(block)), (more, without_more.of_rows(block))]
-                lse[block] = _log_sums(rows, parts)
+                parts = [(key, without_keys.of_rows(block)), (negatives, without_negatives.of_rows(block))]
+                lse[block] = _log_sums(queries, parts)
                 if softmax is not None:
-                    for (columns, without), place in zip(parts, (softmax, softmax[:, start_of_more:]), strict=True):
-                        _fill_softmax(rows, columns, without, lse[block], None, place[:, : len(columns)])
+                    for (columns, without), place in zip(
+                        parts, (softmax, softmax[:, start_of_negatives:]), strict=True
+                    ):
+                        _fill_softmax(queries, columns, without, lse[block], None, place[:, : len(columns)])
             if mean is not None and softmax is not None:
                 mean[block] = softmax[:, :m] @ key
                 if k:
-                    _add_product(mean[block], softmax[:, start_of_more:], more)
+                    _add_product(mean[block], softmax[:, start_of_negatives:], negatives)
     return lse, None if mean is None else mean[:, :d]
 
 

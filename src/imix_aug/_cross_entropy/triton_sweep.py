@@ -43,7 +43,7 @@ def sweep_keys(
     """Return each row's log-sum-exp over all columns that it does not leave out, and its softmax-weighted mean key."""
     (n, d), m, k = query.shape, len(key), 0 if negatives is None else len(negatives)
     query, key = packed(query), packed(key)
-    more = key if negatives is None or k == 0 else packed(negatives)
+    negatives = key if negatives is None or k == 0 else packed(negatives)
     columns = None if left_out.columns is None else left_out.columns.to(torch.int32).contiguous()
     lse = query.new_empty(n, dtype=torch.float32)
     mean = torch.empty_like(query, dtype=torch.float32) if wants_mean else None
@@ -56,7 +56,7 @@ def sweep_keys(
         partial_lse = lse if splits == 1 else lse.new_empty((splits, n))
         partial_mean = mean if mean is None or splits == 1 else mean.new_empty((splits, *mean.shape))
         _sweep_keys[programs, splits](
-            query, key, more, columns, *ids_of(left_out), partial_lse, partial_mean, n, m, k, depth, splits,
+            query, key, negatives, columns, *ids_of(left_out), partial_lse, partial_mean, n, m, k, depth, splits,
             KEPT=kept, SWEPT=swept, WIDTH=width, SHIFT=_shift(query),
             LEFT_OUT=0 if columns is None else columns.shape[1],
             PART_WIDTH=width != depth,
@@ -129,14 +129,15 @@ def packed(rows: Tensor) -> Tensor:
 
 def ids_of(left_out: LeftOut) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Return the ids of rows, keys and negatives, or none."""
-    rows, keys, more = (None if ids is None else ids.contiguous() for ids in left_out[1:])
-    return (None, None, None) if rows is None or keys is None else (rows, keys, more)
+    row_ids, key_ids, negative_ids = (None if ids is None else ids.contiguous() for ids in left_out[1:])
+    if row_ids is None or key_ids is None:
+        return None, None, None
+    return row_ids, key_ids, negative_ids
 
 
 def _width(d: int) -> int:
     """Return the tile's columns: a power of two, and no less than a matrix product takes."""
-    width: int = max(16, triton.next_power_of_2(d))
-    return width
+    return max(16, triton.next_power_of_2(d))
 
 
 def _shift(rows: Tensor) -> int:
@@ -159,12 +160,12 @@ def _splits(tiles: int, steps: int, processors: int) -> int:
 
 @triton.jit
 def _load_rows(
-    rows, start, count, depth, ROWS: tl.constexpr, WIDTH: tl.constexpr, PART_WIDTH: tl.constexpr
+    matrix, start, count, depth, ROWS: tl.constexpr, WIDTH: tl.constexpr, PART_WIDTH: tl.constexpr
 ):  # fmt: skip
     """Load a tile of rows, zero beyond the last row and column. Only the tile's start takes 64 bits."""
     row = tl.arange(0, ROWS)[:, None]
     column = tl.arange(0, WIDTH)[None, :]
-    pointers = rows + tl.cast(start, tl.int64) * depth + (row * depth + column)
+    pointers = matrix + tl.cast(start, tl.int64) * depth + (row * depth + column)
     real = row < count - start
     if PART_WIDTH:
         real = real & (column < depth)
@@ -213,7 +214,7 @@ def _leave_out(
 
 @triton.jit(do_not_specialize=["n", "m", "k", "splits"])
 def _sweep_keys(
-    query, key, more, left_out, row_ids, key_ids, more_ids, lse, mean, n, m, k, depth, splits,
+    query, key, negatives, left_out, row_ids, key_ids, negative_ids, lse, mean, n, m, k, depth, splits,
     KEPT: tl.constexpr, SWEPT: tl.constexpr, WIDTH: tl.constexpr, SHIFT: tl.constexpr, LEFT_OUT: tl.constexpr,
     PART_WIDTH: tl.constexpr,
 ):  # fmt: skip
@@ -240,7 +241,7 @@ def _sweep_keys(
         in_key = step < key_steps
         first = tl.where(in_key, step, step - key_steps) * SWEPT
         count = tl.where(in_key, m, k)
-        swept = _load_rows(tl.where(in_key, key, more), first, count, depth, SWEPT, WIDTH, PART_WIDTH)
+        swept = _load_rows(tl.where(in_key, key, negatives), first, count, depth, SWEPT, WIDTH, PART_WIDTH)
         logits = tl.dot(tile, tl.trans(swept), input_precision="tf32")
         if first + SWEPT > count:
             logits = tl.where(column[None, :] < count - first, logits, -INF)
@@ -254,11 +255,11 @@ def _sweep_keys(
             for each in tl.static_range(MANY, LEFT_OUT):
                 logits = _leave_out(logits, left_out, row, n, here, 0, 2147483647, each, LEFT_OUT, SWEPT)
         if row_ids is not None:
-            if more_ids is None:
+            if negative_ids is None:
                 column_id = tl.load(key_ids + first + column, mask=in_key & (column < count - first), other=0)
                 logits = tl.where(in_key & (column_id[None, :] == row_id[:, None]), -INF, logits)
             else:
-                ids = tl.where(in_key, key_ids, more_ids) + first
+                ids = tl.where(in_key, key_ids, negative_ids) + first
                 column_id = tl.load(ids + column, mask=column < count - first, other=0)
                 logits = tl.where(column_id[None, :] == row_id[:, None], -INF, logits)
 
@@ -327,8 +328,8 @@ def _sweep_queries(
     for step in range(split * share, tl.minimum(split * share + share, steps)):
         first = step * SWEPT
         row = first + tl.arange(0, SWEPT)
-        rows = _load_rows(query, first, n, depth, SWEPT, WIDTH, PART_WIDTH)
-        logits = tl.dot(tile, tl.trans(rows), input_precision="tf32")
+        swept = _load_rows(query, first, n, depth, SWEPT, WIDTH, PART_WIDTH)
+        logits = tl.dot(tile, tl.trans(swept), input_precision="tf32")
         exponent = logits * LOG2_E + tl.load(offset + row)[None, :]
         for each in tl.static_range(LEFT_OUT):
             place = each * (padded // SWEPT) + step
@@ -339,7 +340,7 @@ def _sweep_queries(
             row_id = tl.load(row_ids + row, mask=row < n, other=0)
             exponent = tl.where(column_id[:, None] == row_id[None, :], -INF, exponent)
         power = tl.exp2(exponent) * tl.load(weight + row)[None, :]
-        total = tl.dot(power.to(rows.dtype), rows, total, input_precision="tf32")
+        total = tl.dot(power.to(swept.dtype), swept, total, input_precision="tf32")
     total = total * (0.5**SHIFT)
     if scale is not None:
         total = total * tl.load(scale)

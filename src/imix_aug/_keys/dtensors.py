@@ -98,7 +98,7 @@ def _whole(name: str, value: Any) -> Tensor:
     if not all(each.is_replicate() for each in value.placements):
         raise ValueError(f"{name} must be placed as Replicate(), got {', '.join(map(str, value.placements))}")
     if not value.requires_grad:
-        return cast(Tensor, value.to_local())
+        return value.to_local()
     from torch.distributed import _tensor  # torch 2.4 has it nowhere else.
 
     mesh = value.device_mesh
@@ -111,8 +111,7 @@ def _whole(name: str, value: Any) -> Tensor:
 def _averaged(own: Tensor, ranks: int) -> Tensor:
     if not (own.requires_grad and torch.is_grad_enabled()):
         return own
-    averaged: Tensor = _AveragedGradient.apply(own, ranks)
-    return averaged
+    return _AveragedGradient.apply(own, ranks)
 
 
 class _AveragedGradient(torch.autograd.Function):

@@ -1,18 +1,15 @@
-"""The keys that queries are contrasted with: this process's own, or those of all ranks."""
+"""What a loss asks of its keys, and the ordinary case: this process's own."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from imix_aug._cross_entropy.columns import LeftOut, Positives
 from imix_aug._cross_entropy.operator import soft_cross_entropy
 from imix_aug._keys.class_sums import class_sums, with_ones
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
 
 
 class Keys(Protocol):
@@ -31,30 +28,16 @@ class Keys(Protocol):
 
 @dataclass(frozen=True)
 class OwnKeys:
-    """The keys of this process."""
+    """The keys of this process, ``(N, D)``."""
 
-    rows: Tensor
+    key: Tensor
 
     def soft_cross_entropy(
         self, query: Tensor, negatives: Tensor | None, positives: Positives, *, left_out: LeftOut, **how: Any
     ) -> Tensor:
         """Contrast the queries with these keys and the negatives."""
-        return soft_cross_entropy(query, self.rows, negatives, positives, left_out=left_out, **how)
+        return soft_cross_entropy(query, self.key, negatives, positives, left_out=left_out, **how)
 
     def class_sums(self, classes: Tensor) -> Tensor:
         """Sum the keys of each row's class, and count them."""
-        return class_sums(with_ones(self.rows), classes, classes)
-
-
-def choose_keys(
-    rows: Tensor, gather_distributed: bool, process_group: ProcessGroup | None, travelling: tuple[bool, ...] = ()
-) -> Keys:
-    """Return what queries are to be contrasted with: this process's keys, or those of all ranks.
-
-    ``travelling`` says what else ranks exchange (``ranks.TRAVELLING``), which all of them must do alike.
-    """
-    if not gather_distributed:
-        return OwnKeys(rows)
-    from imix_aug._keys import ranks
-
-    return ranks.keys_of_all(rows, process_group, travelling)
+        return class_sums(with_ones(self.key), classes, classes)

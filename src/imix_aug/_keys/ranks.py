@@ -25,7 +25,7 @@ RING_BYTES = 1 << 30
 class GatheredKeys:
     """The keys of all ranks, this one's beginning at row ``first``."""
 
-    rows: Tensor
+    key: Tensor
     first: int
     process_group: ProcessGroup | None
 
@@ -36,25 +36,25 @@ class GatheredKeys:
         left_out = left_out.shifted(self.first)
         if left_out.key_ids is not None:
             left_out = left_out._replace(key_ids=all_gather(left_out.key_ids, self.process_group))
-        keys = OwnKeys(self.rows)
+        keys = OwnKeys(self.key)
         return keys.soft_cross_entropy(query, negatives, positives.shifted(self.first), left_out=left_out, **how)
 
     def class_sums(self, classes: Tensor) -> Tensor:
         """Sum the keys of each row's class, whichever rank holds them, and count them."""
-        return class_sums(with_ones(self.rows), gather(classes, self.process_group), classes)
+        return class_sums(with_ones(self.key), gather(classes, self.process_group), classes)
 
 
-def keys_of_all(rows: Tensor, process_group: ProcessGroup | None, travelling: tuple[bool, ...] = ()) -> Keys:
+def keys_of_all(key: Tensor, process_group: ProcessGroup | None, travelling: tuple[bool, ...] = ()) -> Keys:
     """Return the keys of all ranks, gathered or on the ring; of a single rank, its own."""
     rank, size = world(process_group)
     if size == 1:
-        return OwnKeys(rows)
-    refuse_uneven(rows, process_group, travelling)
-    if size * rows.numel() * rows.element_size() <= RING_BYTES:
-        return GatheredKeys(gather(rows, process_group), rank * rows.shape[0], process_group)
+        return OwnKeys(key)
+    refuse_uneven(key, process_group, travelling)
+    if size * key.numel() * key.element_size() <= RING_BYTES:
+        return GatheredKeys(gather(key, process_group), rank * key.shape[0], process_group)
     from imix_aug._keys.ring import RingKeys
 
-    return RingKeys(rows, group_name(process_group))
+    return RingKeys(key, group_name(process_group))
 
 
 def gather_keys(
@@ -144,8 +144,7 @@ def gather(rows: Tensor, process_group: ProcessGroup | None) -> Tensor:
     """Concatenate the rows of all ranks, which are known to be even."""
     if not (rows.requires_grad and torch.is_grad_enabled()):
         return all_gather(rows, process_group)
-    gathered: Tensor = _GatherRows.apply(rows, process_group)
-    return gathered
+    return _GatherRows.apply(rows, process_group)
 
 
 def all_gather(rows: Tensor, process_group: ProcessGroup | None) -> Tensor:
@@ -183,5 +182,4 @@ def group_name(process_group: ProcessGroup | None) -> str:
     """Return the name by which an operator's schema can pass the group on."""
     group = dist.group.WORLD if process_group is None else process_group
     assert group is not None
-    name: str = group.group_name
-    return name
+    return group.group_name

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# With a shape of 1 or more a candidate is taken with a probability of at least 0.95: all fail once in 3e10 draws.
+# With a parameter of 1 or more a candidate is taken with a probability of at least 0.95: all fail once in 3e10 draws.
 _CANDIDATES = 8
 
 
@@ -23,14 +23,14 @@ def _uniform(shape: tuple[int, ...], device: torch.device, generator: torch.Gene
     return 1 - torch.rand(shape, **_source(device, generator))
 
 
-def log_gamma(shape: float, n: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
-    """Draw ``(n,)`` logarithms of Gamma(shape, 1) variates.
+def log_gamma(alpha: float, n: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
+    """Draw ``(n,)`` logarithms of Gamma(alpha, 1) variates.
 
     Marsaglia and Tsang, "A simple method for generating gamma variables" (2000), with all its candidates drawn at once
-    instead of a loop that the host would have to watch. Gamma(shape + 1) * U^(1 / shape) is Gamma(shape) for any shape,
-    and logarithms keep the smallest shapes from underflowing.
+    instead of a loop that the host would have to watch. Gamma(alpha + 1) * U^(1 / alpha) is Gamma(alpha) for any alpha,
+    and logarithms keep the smallest of them from underflowing.
     """
-    d = shape + 1 - 1 / 3
+    d = alpha + 1 - 1 / 3
     c = (9 * d) ** -0.5
     normal = torch.randn((_CANDIDATES, n), **_source(device, generator))
     possible = c * normal > -1
@@ -38,7 +38,7 @@ def log_gamma(shape: float, n: int, device: torch.device, generator: torch.Gener
     log_u = _uniform((_CANDIDATES, n), device, generator).log()
     accepted = possible & (log_u < normal.square() / 2 + d * (1 - log_v.exp() + log_v))
     first = accepted.to(torch.uint8).argmax(dim=0, keepdim=True)
-    boost = _uniform((n,), device, generator).log() / shape
+    boost = _uniform((n,), device, generator).log() / alpha
     return log_v.gather(0, first).squeeze(0) + math.log(d) + boost
 
 
@@ -59,16 +59,16 @@ def partners(n: int, device: torch.device, generator: torch.Generator | None) ->
 
 
 def input_weights(
-    alpha: float, n: int, others: int, least: float, device: torch.device, generator: torch.Generator | None
+    alpha: float, n: int, num_aux: int, least: float, device: torch.device, generator: torch.Generator | None
 ) -> Tensor:
-    """Draw ``(n, 1 + others)`` weights that sum to one, a row's own, which is at least ``least``, first."""
-    if others == 1:
+    """Draw ``(n, 1 + num_aux)`` weights that sum to one, a row's own, which is at least ``least``, first."""
+    if num_aux == 1:
         # As the authors' code does, which folds Beta: 2 max(b, 1 - b) - 1 runs from 0 to 1.
         own = 2 * shares((alpha, alpha), n, device, generator) - 1
         drawn = torch.stack([own, 1 - own], dim=1)
     else:
-        drawn = dirichlet(alpha, n, others + 1, device, generator)
-    alone = torch.zeros(others + 1, dtype=torch.float32, device=device)
+        drawn = dirichlet(alpha, n, num_aux + 1, device, generator)
+    alone = torch.zeros(num_aux + 1, dtype=torch.float32, device=device)
     alone[0] = 1
     return torch.lerp(drawn, alone, least)
 

@@ -31,7 +31,7 @@ def chosen(x: Any, only: Keys | None, skip: Keys | None) -> list[bool]:
     return [any(key in keys for key in path) == (only is not None) for path in paths]
 
 
-def rows(x: Any, flat: Sequence[Any], mixed: Sequence[bool] | None = None) -> list[Tensor]:
+def tensors(x: Any, flat: Sequence[Any], mixed: Sequence[bool] | None = None) -> list[Tensor]:
     """Return the leaves to be mixed: dense tensors that share N and the device."""
     numbers = [index for index in range(len(flat)) if mixed is None or mixed[index]]
     if not numbers:

@@ -28,8 +28,7 @@ def blend(x: Tensor, partner: Tensor, lam: Tensor) -> Tensor:
     """
     if transformed():
         return blend_rows(x, partner, lam, 1 - lam)
-    mixed: Tensor = _blend(x, partner, lam, 1 - lam)
-    return mixed
+    return _blend(x, partner, lam, 1 - lam)
 
 
 def blend_rows(x: Tensor, partner: Tensor, own: Tensor, other: Tensor) -> Tensor:
@@ -52,11 +51,9 @@ def paste(x: Tensor, partner: Tensor, bounds: Tensor, dims: tuple[int, ...]) -> 
     if transformed():
         return torch.where(_inside(bounds, x, dims), x[partner], x)
     if (x.dtype.is_floating_point or x.dtype.is_complex) and x.element_size() > 1:
-        mixed: Tensor = _paste(x, partner, bounds, None, dims)
-        return mixed
+        return _paste(x, partner, bounds, None, dims)
     # The bits of the rarer dtypes are moved as integers, which every device can index.
-    bits: Tensor = _paste(x.view(_INTEGERS[x.element_size()]), partner, bounds, None, dims)
-    return bits.view(x.dtype)
+    return _paste(x.view(_INTEGERS[x.element_size()]), partner, bounds, None, dims).view(x.dtype)
 
 
 @torch.library.custom_op("imix_aug::blend", mutates_args=())
@@ -86,12 +83,12 @@ def _blend_blocks(rows: Tensor, partner: Tensor, own: Tensor, other: Tensor, mix
     wide = [gathered.new_empty(gathered.shape, dtype=dtype) for _ in range(2)] if dtype != rows.dtype else None
     for start in range(0, len(rows), size):
         block = slice(start, min(start + size, len(rows)))
-        others = torch.index_select(rows, 0, partner[block], out=gathered[: block.stop - start])
+        partners = torch.index_select(rows, 0, partner[block], out=gathered[: block.stop - start])
         if wide is None:
-            torch.mul(rows[block], own[block], out=mixed[block]).addcmul_(others, other[block])
+            torch.mul(rows[block], own[block], out=mixed[block]).addcmul_(partners, other[block])
         else:
-            first, second = (buffer[: len(others)] for buffer in wide)
-            mixed[block] = first.copy_(rows[block]).mul_(own[block]).addcmul_(second.copy_(others), other[block])
+            first, second = (buffer[: len(partners)] for buffer in wide)
+            mixed[block] = first.copy_(rows[block]).mul_(own[block]).addcmul_(second.copy_(partners), other[block])
 
 
 @_blend.register_fake
@@ -102,40 +99,44 @@ def _(x: Tensor, partner: Tensor, own: Tensor, other: Tensor) -> Tensor:
 @torch.library.custom_op(
     "imix_aug::paste",
     mutates_args=(),
-    schema="(Tensor x, Tensor partner, Tensor taken, Tensor? given, int[] dims) -> Tensor",
+    schema="(Tensor x, Tensor partner, Tensor cut, Tensor? pasted, int[] dims) -> Tensor",
 )
-def _paste(x: Tensor, partner: Tensor, taken: Tensor, given: Tensor | None, dims: Sequence[int]) -> Tensor:
-    """Return x with zeros inside the boxes ``taken`` plus its partner inside ``given``, by default the same boxes."""
+def _paste(x: Tensor, partner: Tensor, cut: Tensor, pasted: Tensor | None, dims: Sequence[int]) -> Tensor:
+    """Return x with zeros inside the boxes ``cut`` plus its partner inside ``pasted``.
+
+    None for ``pasted`` says that both are the same boxes: whole elements are then chosen, and nothing is added, which
+    serves integers too.
+    """
     x = _dense(x)
     if len(dims) > 2:
-        return _paste_plainly(x, partner, taken, given, dims)
+        return _paste_plainly(x, partner, cut, pasted, dims)
 
     def kernels() -> Tensor:
         from imix_aug._mixing import triton as mix_triton
 
         result = torch.empty_like(x)
-        mix_triton.paste(x, partner, taken, given, result, dims)
+        mix_triton.paste(x, partner, cut, pasted, result, dims)
         return result
 
-    return with_kernels(x.device, kernels, lambda: _paste_plainly(x, partner, taken, given, dims))
+    return with_kernels(x.device, kernels, lambda: _paste_plainly(x, partner, cut, pasted, dims))
 
 
-def _paste_plainly(x: Tensor, partner: Tensor, taken: Tensor, given: Tensor | None, dims: Sequence[int]) -> Tensor:
-    if x.device.type == "cpu" and taken.shape[0] == 1:
+def _paste_plainly(x: Tensor, partner: Tensor, cut: Tensor, pasted: Tensor | None, dims: Sequence[int]) -> Tensor:
+    if x.device.type == "cpu" and cut.shape[0] == 1:
         box = [slice(None)] * x.dim()
-        for dim, (start, stop) in zip(dims, taken[0].tolist(), strict=True):
+        for dim, (start, stop) in zip(dims, cut[0].tolist(), strict=True):
             box[dim] = slice(start, stop)
         result = x.clone()
         result[tuple(box)] = x[tuple(box)][partner]
         return result
-    if given is None:
-        return torch.where(_inside(taken, x, dims), x[partner], x)
+    if pasted is None:
+        return torch.where(_inside(cut, x, dims), x[partner], x)
     zero = x.new_zeros(())
-    return torch.where(_inside(taken, x, dims), zero, x) + torch.where(_inside(given, x, dims), x[partner], zero)
+    return torch.where(_inside(cut, x, dims), zero, x) + torch.where(_inside(pasted, x, dims), x[partner], zero)
 
 
 @_paste.register_fake
-def _(x: Tensor, partner: Tensor, taken: Tensor, given: Tensor | None, dims: Sequence[int]) -> Tensor:
+def _(x: Tensor, partner: Tensor, cut: Tensor, pasted: Tensor | None, dims: Sequence[int]) -> Tensor:
     return torch.empty_like(_dense(x))
 
 
@@ -155,11 +156,11 @@ def _blend_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
 
 
 def _paste_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
-    partner, taken, given = ctx.saved_tensors
+    partner, cut, pasted = ctx.saved_tensors
     inverse = _inverse(partner)
-    shared = taken.shape[0] == 1
-    given = None if shared else _of_rows(taken if given is None else given, inverse)
-    return _paste(grad, inverse, taken, given, ctx.dims), None, None, None, None
+    shared = cut.shape[0] == 1
+    pasted = None if shared else _of_rows(cut if pasted is None else pasted, inverse)
+    return _paste(grad, inverse, cut, pasted, ctx.dims), None, None, None, None
 
 
 _blend.register_autograd(_blend_gradient, setup_context=_keep)

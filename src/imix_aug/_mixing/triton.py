@@ -3,7 +3,7 @@
 
 They do a few operations for each element read, so only the bytes count: 16 of them a load in consecutive threads, and
 two loads in flight for each operand of a thread (4096 bytes a program of four warps). Weights and partners are read
-once a row, and nothing else touches memory.
+once per row, and nothing else touches memory.
 """
 
 import math
@@ -36,8 +36,8 @@ def blend(x: Tensor, partner: Tensor, own: Tensor, other: Tensor, result: Tensor
         )  # fmt: skip
 
 
-def paste(x: Tensor, partner: Tensor, taken: Tensor, given: Tensor | None, result: Tensor, dims: Sequence[int]) -> None:
-    """Write into the result x with zeros inside ``taken`` plus its partner inside ``given``, or the same boxes.
+def paste(x: Tensor, partner: Tensor, cut: Tensor, pasted: Tensor | None, result: Tensor, dims: Sequence[int]) -> None:
+    """Write into the result x with zeros inside ``cut`` plus its partner inside ``pasted``, or the same boxes.
 
     The boxes' axes are one or two of x's dimensions. In memory a dense row is ``(..., height, between, width, inner)``:
     the extent of the outer cut axis, what lies between both, the extent of the inner one, and what lies inside of it.
@@ -47,7 +47,7 @@ def paste(x: Tensor, partner: Tensor, taken: Tensor, given: Tensor | None, resul
     order = list(range(1, x.dim())) if x.is_contiguous() else [*range(2, x.dim()), 1]
     places, sizes = [order.index(dim) for dim in dims], [x.shape[dim] for dim in order]
     if places[0] > places[-1]:  # Channels last: the first axis is the inner one.
-        taken, given = taken.flip(1), None if given is None else given.flip(1)
+        cut, pasted = cut.flip(1), None if pasted is None else pasted.flip(1)
     outer, last = min(places), max(places)
     height, between = (sizes[outer], math.prod(sizes[outer + 1 : last])) if len(dims) > 1 else (1, 1)
     width, inner = sizes[last], math.prod(sizes[last + 1 :])
@@ -61,9 +61,9 @@ def paste(x: Tensor, partner: Tensor, taken: Tensor, given: Tensor | None, resul
     down, across = _block(line, x)
     with on_device(x):
         _paste_block[triton.cdiv(lines, down) * triton.cdiv(line, across),](
-            x, partner.contiguous(), taken.contiguous(), None if given is None else given.contiguous(), result,
+            x, partner.contiguous(), cut.contiguous(), None if pasted is None else pasted.contiguous(), result,
             lines, lines // x.shape[0], height, between, line,
-            LINES=down, COLUMNS=across, INNER=inner, AXES=taken.shape[1], BOXES=taken.shape[0] > 1,
+            LINES=down, COLUMNS=across, INNER=inner, AXES=cut.shape[1], BOXES=cut.shape[0] > 1,
             num_warps=4, enable_fp_fusion=True,
         )  # fmt: skip
 
@@ -86,18 +86,18 @@ def _blend_block(
     column = tl.program_id(0) % blocks * COLUMNS + tl.arange(0, COLUMNS)
     real = row < rows
     mask = real[:, None] & (column < elements)[None, :]
-    mate = tl.load(partner + row, mask=real, other=0)
+    partner_row = tl.load(partner + row, mask=real, other=0)
     weight = row if WEIGHTS else row * 0
     own_weight = tl.load(own + weight, mask=real, other=0.0)
     other_weight = tl.load(other + weight, mask=real, other=0.0)
     place = row.to(tl.int64)[:, None] * elements + column[None, :]
     value = tl.load(x + place, mask=mask)
-    mate_value = tl.load(x + (mate[:, None] * elements + column[None, :]), mask=mask)
+    partner_value = tl.load(x + (partner_row[:, None] * elements + column[None, :]), mask=mask)
     if DOUBLE:
         own_weight, other_weight = own_weight.to(tl.float64), other_weight.to(tl.float64)
     else:
-        value, mate_value = value.to(tl.float32), mate_value.to(tl.float32)
-    mixed = own_weight[:, None] * value + other_weight[:, None] * mate_value
+        value, partner_value = value.to(tl.float32), partner_value.to(tl.float32)
+    mixed = own_weight[:, None] * value + other_weight[:, None] * partner_value
     tl.store(result + place, mixed.to(result.dtype.element_ty), mask=mask)
 
 
@@ -119,7 +119,7 @@ def _box(
 
 @triton.jit
 def _paste_block(
-    x, partner, taken, given, result, lines, lines_a_row, height, between, line,
+    x, partner, cut, pasted, result, lines, lines_per_row, height, between, line,
     LINES: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr, AXES: tl.constexpr, BOXES: tl.constexpr,
 ):  # fmt: skip
     """Cut and paste a block of neighbouring elements of a few lines, or of one.
@@ -133,21 +133,21 @@ def _paste_block(
     column = chunk + tl.arange(0, COLUMNS)
     real = this < lines
     mask = real[:, None] & (column < line)[None, :]
-    row = this // lines_a_row
-    mate = tl.load(partner + row, mask=real, other=0)
+    row = this // lines_per_row
+    partner_row = tl.load(partner + row, mask=real, other=0)
     place = this.to(tl.int64)[:, None] * line + column[None, :]
-    mate_place = (mate * lines_a_row + this % lines_a_row)[:, None] * line + column[None, :]
+    partner_place = (partner_row * lines_per_row + this % lines_per_row)[:, None] * line + column[None, :]
     value = tl.load(x + place, mask=mask)
 
     high, along = this // between % height, column // INNER
-    crossed, inside = _box(taken, row, real, high, chunk, along, COLUMNS, INNER, AXES, BOXES)
-    if given is None:
-        mate_value = tl.load(x + mate_place, mask=mask & crossed[:, None])
-        mixed = tl.where(inside, mate_value, value)
+    crossed, inside = _box(cut, row, real, high, chunk, along, COLUMNS, INNER, AXES, BOXES)
+    if pasted is None:
+        partner_value = tl.load(x + partner_place, mask=mask & crossed[:, None])
+        mixed = tl.where(inside, partner_value, value)
     else:
-        crossed, chosen = _box(given, row, real, high, chunk, along, COLUMNS, INNER, AXES, BOXES)
-        mate_value = tl.load(x + mate_place, mask=mask & crossed[:, None])
+        crossed, chosen = _box(pasted, row, real, high, chunk, along, COLUMNS, INNER, AXES, BOXES)
+        partner_value = tl.load(x + partner_place, mask=mask & crossed[:, None])
         if value.dtype != tl.float64:
-            value, mate_value = value.to(tl.float32), mate_value.to(tl.float32)
-        mixed = tl.where(inside, 0.0, value) + tl.where(chosen, mate_value, 0.0)
+            value, partner_value = value.to(tl.float32), partner_value.to(tl.float32)
+        mixed = tl.where(inside, 0.0, value) + tl.where(chosen, partner_value, 0.0)
     tl.store(result + place, mixed.to(result.dtype.element_ty), mask=mask)
