@@ -13,7 +13,7 @@ from imix_aug._contrast import Contrast
 from imix_aug._cross_entropy.columns import LeftOut, Positives
 from imix_aug._cross_entropy.operator import without_autocast
 from imix_aug._cross_entropy.softplus import softplus, softplus_sums
-from imix_aug._embeddings import product_dtype, rows
+from imix_aug._embeddings import prepared, product_dtype
 from imix_aug._keys.dtensors import takes_dtensors
 from imix_aug._labels import VirtualLabels
 from imix_aug._types import Number
@@ -80,8 +80,8 @@ def imix_sigmoid_loss(
         >>> x, labels = IMix()(images)
         >>> loss = imix_sigmoid_loss(image_net(x), text_net(texts), labels, temperature=0.1, bias=-10.0)
     """
-    _check.rows("query", query)
-    _check.paired_rows("key", key, query)
+    _check.matrix("query", query)
+    _check.paired_matrix("key", key, query)
     _check.labels(labels, query.shape[0], query.device)
     _check.keys_are_unmixed(labels, query, key)
     bias = _check.bias(bias, query.device)
@@ -106,9 +106,9 @@ def imix_sigmoid_loss(
 def _losses(
     query: Tensor, key: Tensor, labels: VirtualLabels | None, bias: float | Tensor, contrast: Contrast
 ) -> Tensor:
-    others = [each for each in (contrast.negatives, contrast.hard_negatives) if each is not None]
-    dtype = product_dtype(contrast.autocast, query, key, *others)
-    query, key = rows(query, contrast.normalize) / contrast.temperature, rows(key, contrast.normalize)
+    embeddings = (query, key, contrast.negatives, contrast.hard_negatives)
+    dtype = product_dtype(contrast.autocast, *(each for each in embeddings if each is not None))
+    query, key = prepared(query, contrast.normalize) / contrast.temperature, prepared(key, contrast.normalize)
     offset = bias.to(query) if isinstance(bias, Tensor) else query.new_full((), bias)
     n = query.shape[0]
     own = Positives.own(n, query.device, query.dtype) if labels is None else Positives.of(labels, query.dtype)
@@ -117,11 +117,11 @@ def _losses(
     left_out = LeftOut(positives.columns, contrast.ids, key_ids)
     losses = softplus_sums(query, key, offset, left_out, dtype) + _at_positives(query, key, offset, positives)
     if contrast.negatives is not None:
-        more = rows(contrast.negatives, contrast.normalize)
+        negatives = prepared(contrast.negatives, contrast.normalize)
         left_out = LeftOut(None, contrast.ids, contrast.negative_ids)
-        losses = losses + softplus_sums(query, more, offset, left_out, dtype)
+        losses = losses + softplus_sums(query, negatives, offset, left_out, dtype)
     if contrast.hard_negatives is not None:
-        hard = rows(contrast.hard_negatives, contrast.normalize)
+        hard = prepared(contrast.hard_negatives, contrast.normalize)
         losses = losses + softplus(torch.matmul(hard, query[:, :, None])[:, :, 0] + offset).sum(dim=1)
     return losses
 
