@@ -77,7 +77,7 @@ def _liger() -> Loss:
 
     def loss(batch: Batch) -> Tensor:
         query, keys = F.normalize(batch.query) / TEMPERATURE, batch.keys()
-        # It has no loss a row: the batch's mean lambda stands for the rows' own, which takes the same time.
+        # It has no loss per row: the batch's mean lambda stands for the rows' own, which takes the same time.
         return _mixed(lambda target: linear_cross_entropy(keys, query, target), batch)
 
     return loss

@@ -1,4 +1,4 @@
-"""Interleaved rounds: every contestant once a round, so that whatever slows the machine slows them all."""
+"""Interleaved rounds: every contestant once per round, so that whatever slows the machine slows them all."""
 
 import time
 from collections.abc import Callable

@@ -1,6 +1,6 @@
 """Draw what the examples reached: `python docs/figures/results.py`.
 
-The numbers come from `results.json`, one entry a run: what `examples/` wrote to their own `results.json`.
+The numbers come from `results.json`, one entry per run: what `examples/` wrote to their own `results.json`.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""info-nce-pytorch with i-Mix. It gives a loss a row when asked, so every row may have its own lambda."""
+"""info-nce-pytorch with i-Mix. It gives a loss per row when asked, so every row may have its own lambda."""
 
 import torch
 from digits import encoder, two_views

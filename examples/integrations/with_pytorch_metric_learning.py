@@ -12,7 +12,7 @@ def train(loss: nn.Module, steps: int) -> list[float]:
     """Train an encoder with one of the library's losses."""
     net = encoder()
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
-    imix = IMix(per_sample=False)  # i-Mix: the loss is one number a batch, so lambda is too
+    imix = IMix(per_sample=False)  # i-Mix: the loss is one number per batch, so lambda is too
     criterion = IMixLoss(SelfSupervisedLoss(loss, symmetric=False))  # i-Mix
     losses = []
     for view_1, view_2 in two_views(steps):

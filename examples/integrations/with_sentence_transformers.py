@@ -26,7 +26,7 @@ class ManifoldIMixLoss(nn.Module):
         super().__init__()
         self.model = model
         ranking = MultipleNegativesRankingLoss(model)
-        self.imix = IMix(alpha, per_sample=False)  # i-Mix: the loss is one number a batch, so lambda is too
+        self.imix = IMix(alpha, per_sample=False)  # i-Mix: the loss is one number per batch, so lambda is too
         self.criterion = IMixLoss(lambda a, b: ranking.compute_loss_from_embeddings([a, b], None))  # i-Mix
 
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None = None) -> Tensor:

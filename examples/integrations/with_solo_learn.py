@@ -19,7 +19,7 @@ def train_simclr(steps: int) -> list[float]:
     """Train an encoder with SimCLR's loss."""
     net = encoder()
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
-    imix = IMix(per_sample=False)  # i-Mix: the function returns one number a batch, so lambda is too
+    imix = IMix(per_sample=False)  # i-Mix: the function returns one number per batch, so lambda is too
     criterion = IMixLoss(simclr)  # i-Mix
     losses = []
     for view_1, view_2 in two_views(steps):

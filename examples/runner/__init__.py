@@ -1,1 +1,1 @@
-"""What stands behind the example commands: from the command line to the table of results, one idea a file."""
+"""What stands behind the example commands: from the command line to the table of results, one idea per file."""

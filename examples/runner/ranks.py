@@ -28,7 +28,7 @@ def join_ranks(name: str) -> tuple[torch.device, int]:
     if ranks == 1:
         return pick_device(name), 1
     if name not in ("auto", "cuda", "cpu"):
-        raise Refused(f"--device {name}: with torchrun wanted auto, cuda (a GPU a process) or cpu")
+        raise Refused(f"--device {name}: with torchrun wanted auto, cuda (a GPU per process) or cpu")
     local = int(os.environ["LOCAL_RANK"])
     device = torch.device("cpu")
     if name == "cuda" or (name == "auto" and torch.cuda.is_available()):

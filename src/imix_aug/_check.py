@@ -126,7 +126,7 @@ def labels(value: object, n: int, device: torch.device) -> VirtualLabels | None:
         if not isinstance(leaf, Tensor):
             raise TypeError(f"{name} must be a tensor (N,), got {_kind(leaf)}")
         if leaf.shape != (n,):
-            raise ValueError(f"{name} must have shape ({n},), one entry a row, got {tuple(leaf.shape)}")
+            raise ValueError(f"{name} must have shape ({n},), one entry per row, got {tuple(leaf.shape)}")
         if leaf.device != device:
             raise ValueError(f"{name} must be on the device of the rows, {device}, got {leaf.device}")
     if not value.lam.is_floating_point():

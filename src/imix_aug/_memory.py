@@ -1,4 +1,4 @@
-"""What a criterion keeps between its calls: a memory bank must not be filled twice a step in silence."""
+"""What a criterion keeps between its calls: a memory bank must not be filled twice per step in silence."""
 
 from __future__ import annotations
 

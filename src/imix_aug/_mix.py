@@ -257,7 +257,7 @@ def _combine(x: Tensor, others: list[Tensor], weights: Tensor) -> Tensor:
 
 
 def _column(values: Tensor, x: Tensor) -> Tensor:
-    """Shape one value a row so that it multiplies x."""
+    """Shape one value per row so that it multiplies x."""
     return values.view(-1, *(1 for _ in x.shape[1:]))
 
 

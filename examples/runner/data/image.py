@@ -1,4 +1,4 @@
-"""Images as whole uint8 tensors: the embedded digits, CIFAR, and any folder with one folder a class."""
+"""Images as whole uint8 tensors: the embedded digits, CIFAR, and any folder with one folder per class."""
 
 from __future__ import annotations
 

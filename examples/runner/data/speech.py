@@ -1,7 +1,7 @@
 """Speech: the embedded spoken digits, Google's Speech Commands, and any folder that is laid out like it.
 
     FOLDER/<word>/<clip>.wav           the clips (or .flac, .ogg, .mp3), of any length, rate and depth, mono or not
-    FOLDER/testing_list.txt            optional: the clips to test on, as <word>/<clip>.wav, one a line
+    FOLDER/testing_list.txt            optional: the clips to test on, as <word>/<clip>.wav, one per line
     FOLDER/validation_list.txt         optional: clips that are neither trained nor tested on
     FOLDER/_background_noise_/*.wav    optional: noise for the augmentation
 
@@ -121,7 +121,7 @@ def split(folder: Path, clips: Sequence[str]) -> tuple[list[str], list[str], tup
     test = [clip for clip in clips if clip in testing]
     for part, of_part in (("training", train), ("test", test)):
         if not of_part:
-            raise Refused(f"{folder}: no {part} clip; write the clips to test on into testing_list.txt, one a line")
+            raise Refused(f"{folder}: no {part} clip; write the clips to test on into testing_list.txt, one per line")
     return train, test, notes
 
 

@@ -89,7 +89,7 @@ def _load(name_or_path: str, label: str | None, drop: Sequence[str], root: str |
             table = _read_numbers(path)
             return _higgs(table[:, 1:], table[:, 0])
     raise Refused(
-        f"{path}: neither UCI's Covertype (55 numbers a row) nor HIGGS (29); name its class with --label COLUMN"
+        f"{path}: neither UCI's Covertype (55 numbers per row) nor HIGGS (29); name its class with --label COLUMN"
     )
 
 

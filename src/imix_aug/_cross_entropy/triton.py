@@ -1,6 +1,6 @@
 """The two sweeps on CUDA: which of two ways to take.
 
-Rows of up to 256 elements go through one fused sweep a side: the logits stay on the chip. Longer rows, and float32 in
+Rows of up to 256 elements go through one fused sweep per side: the logits stay on the chip. Longer rows, and float32 in
 full precision, which Triton computes without the matrix units, go block by block through cuBLAS.
 """
 

@@ -5,7 +5,7 @@ A sum of (rows x D) no longer fits the registers beside the logits when D passes
 logits once for each tile. So a block of the softmax goes through memory instead, and cuBLAS multiplies it.
 
 In bfloat16 the logits are computed twice, once for their log-sum-exp and once for the softmax: another product costs
-2 D operations an element, less than writing, reading and rewriting a float32 logit (14 bytes) would take, and the
+2 D operations per element, less than writing, reading and rewriting a float32 logit (14 bytes) would take, and the
 softmax is rounded only once. In float32 cuBLAS writes the logits themselves, and a small kernel turns them into the
 softmax in place: a product outside cuBLAS would be several times slower in full float32 than these 16 bytes.
 """
@@ -23,7 +23,7 @@ from imix_aug._cross_entropy.triton_sweep import INF, LN_2, LOG2_E, packed
 from imix_aug._cross_entropy.triton_tiles import BlockTile, tiles_for_blocks
 from imix_aug._triton_launch import capability, first_that_fits, on_device
 
-# A block of 2 ** 29 bytes holds 4096 rows of 65,536 columns in bfloat16: adding up the key gradient once a block
+# A block of 2 ** 29 bytes holds 4096 rows of 65,536 columns in bfloat16: adding up the key gradient once per block
 # then moves 10 bytes for every 8192 operations.
 _BLOCK_BYTES = 1 << 29
 

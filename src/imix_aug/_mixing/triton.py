@@ -1,8 +1,8 @@
 # mypy: disable-error-code="import-untyped, no-untyped-def, untyped-decorator"
 """The mixing operators on CUDA: one pass that reads a row and its partner and writes their mixture.
 
-They do a few operations for each element read, so only the bytes count: 16 of them a load in consecutive threads, and
-two loads in flight for each operand of a thread (4096 bytes a program of four warps). Weights and partners are read
+They do a few operations for each element read, so only the bytes count: 16 of them per load in consecutive threads, and
+two loads in flight for each operand of a thread (4096 bytes per program of four warps). Weights and partners are read
 once per row, and nothing else touches memory.
 """
 
