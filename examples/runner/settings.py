@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -94,12 +95,17 @@ def settle(
     device: torch.device,
     ranks: int,
 ) -> AnySettings:
-    """Fill what the command line left open (None) from the recipe, and refuse what does not go together."""
+    """Fill what the command line left open (None) from the recipe, and refuse what does not go together.
+
+    A recipe may say how many ``steps`` it wants instead of how many epochs: a few rows want more epochs than many.
+    """
     rows = len(subsample(data, given["data_fraction"] or 1.0, given["class_fraction"] or 1.0).train_x)
     filled = {**COMMON_RECIPE, **recipe}
     while filled["batch_size"] > max(2 * ranks, rows // FEWEST_BATCHES):
         filled["batch_size"] //= 2  # few rows: a batch as large as usual would be an epoch, or more than that
     values = {key: filled.get(key) if value is None else value for key, value in given.items()}
+    if values["epochs"] is None:
+        values["epochs"] = math.ceil(filled["steps"] / max(1, rows // values["batch_size"]))
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     if values["out"] is None:
         name = re.sub(r"[^\w.-]+", "_", data.name)

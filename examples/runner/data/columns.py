@@ -29,6 +29,7 @@ class Encoded:
     columns: list[np.ndarray] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     parts: list[int] = field(default_factory=list)  # how many of them each column of the table has become
+    numbers: list[int] = field(default_factory=list)  # the places of those that are no indicators
     one_hot: dict[str, int] = field(default_factory=dict)
     filled: dict[str, int] = field(default_factory=dict)
     empty: list[str] = field(default_factory=list)
@@ -84,6 +85,7 @@ def _add_numbers(
         raise Refused(f"{path}: column {name!r} is infinite in row {_first(infinite)}")
     known = values[train][~missing[train]]
     mean, std = (known.mean(), known.std()) if len(known) else (0.0, 1.0)
+    encoded.numbers.append(len(encoded.columns))
     encoded.add(name, np.where(missing, 0.0, (values - mean) / (std if std > 0 else 1.0)))
 
 

@@ -37,6 +37,7 @@ class Table(Dataset):
 
     rows: np.ndarray | None = None  # the place of each row in the file, those to train on first; None: in order
     parts: tuple[int, ...] = ()  # how many columns each column of the file has become; empty: one
+    numbers: tuple[int, ...] = ()  # the columns that hold numbers; all others are indicators of 0 or 1
     raw: pd.DataFrame | None = None  # the columns as they are in the file, less the label, in its order
 
     def places(self) -> np.ndarray:
@@ -111,7 +112,7 @@ def _covtype(x: np.ndarray, y: np.ndarray, by: str) -> Table:
         raise Refused(f"covtype: labels run from {y.min():g} to {y.max():g}; wanted 1 to 7 in the last column")
     x = x[:test].astype(np.float32)
     x[:, :10] = _standardize(x[:, :10], test if by == "all" else train)
-    data = _split("covtype", x, classes[:test], train, COVTYPE_CLASSES, groups=(10, 4, 40))
+    data = _split("covtype", x, classes[:test], train, COVTYPE_CLASSES, groups=(10, 4, 40), numbers=range(10))
     return replace(data, parts=(*[1] * 10, 4, 40))
 
 
@@ -145,7 +146,9 @@ def _own_table(path: Path, label: str, drop: Sequence[str]) -> Table:
     encoded = encode_columns(frame, train, path)
     rows, x = np.concatenate([train, test]), np.column_stack(encoded.columns)
     names = [str(c) for c in classes]
-    data = _split(path.stem, x[rows], y[rows], len(train), names, notes=[*notes, *encoded.notes()])
+    data = _split(
+        path.stem, x[rows], y[rows], len(train), names, numbers=encoded.numbers, notes=[*notes, *encoded.notes()]
+    )
     return replace(data, rows=rows, raw=frame, parts=tuple(encoded.parts))
 
 
@@ -171,6 +174,7 @@ def _split(
     classes: list[str],
     *,
     groups: tuple[int, ...] = (),
+    numbers: Sequence[int] | None = None,
     notes: Sequence[str] = (),
 ) -> Table:
     inputs, labels = torch.from_numpy(x.astype(np.float32)), torch.from_numpy(y.astype(np.int64))
@@ -182,6 +186,7 @@ def _split(
         labels[train:],
         classes,
         groups=groups or (x.shape[1],),
+        numbers=tuple(range(x.shape[1]) if numbers is None else numbers),
         notes=tuple(notes),
     )
 
