@@ -9,7 +9,9 @@ import torch
 from runner.augment.tabular import scarf_corruption
 from runner.data.split import split_rows
 from runner.data.tabular import load_tabular
+from runner.domains.tabular import TABULAR
 from runner.errors import Refused
+from runner.run import parse, prepare
 
 SHORT = ("--epochs", 1, "--batch-size", 32, "--seeds", 1, "--width", 1, "--mix", "mixup")
 
@@ -264,3 +266,13 @@ def test_scarf_from_the_command_line(runs, refusal):
     assert (run["config"]["augment"], run["config"]["corruption"]) == ("scarf", 0.3)
     assert "--dropout 0.1: --augment scarf drops nothing" in refusal(tabular, "--augment", "scarf", "--dropout", 0.1)
     assert "--corruption 0.1: --augment default" in refusal(tabular, "--corruption", 0.1)
+
+
+def test_few_rows_are_trained_on_for_as_many_steps_as_many(plants, tmp_path):
+    found = []
+    for rows in (80, 800):
+        pd.concat([plants] * (rows // 80)).to_csv(tmp_path / "plants.csv", index=False)
+        given = parse(TABULAR, ["--data", str(tmp_path / "plants.csv"), "--label", "kind", "--device", "cpu"])
+        settings, _ = prepare(TABULAR, given)
+        found.append((settings.batch_size, settings.epochs))
+    assert found == [(16, 300 // 4), (128, 300 // 5)]  # 64 rows train, then 640
