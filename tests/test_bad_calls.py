@@ -13,6 +13,7 @@ from imix_aug import (
     imix_byol_loss,
     imix_nce_loss,
     imix_ntxent_loss,
+    imix_sigmoid_loss,
     imix_supcon_loss,
 )
 
@@ -108,6 +109,7 @@ CALLS = {
         {"query_1": ROWS, "query_2": ROWS, "key_1": ROWS, "key_2": ROWS, "labels": LABELS},
     ),
     "supcon": (imix_supcon_loss, {"query": ROWS, "key": ROWS, "classes": CLASSES}),
+    "sigmoid": (imix_sigmoid_loss, {"query": ROWS, "key": ROWS}),
     "byol": (imix_byol_loss, {"prediction": ROWS, "target": ROWS}),
 }
 
@@ -125,6 +127,8 @@ def loss_cases():
         known = ("normalize", "reduction") if name == "byol" else [argument for argument, *_ in OPTION_MISTAKES]
         mistakes += [mistake for mistake in OPTION_MISTAKES if mistake[0] in known]
         for argument, what, wrong in mistakes:
+            if (name, argument, what) == ("supcon", "key", "None"):
+                continue  # the queries are their own keys then
             yield pytest.param(function, {**good, argument: wrong}, argument, id=f"{name}: {argument}: {what}")
 
 
@@ -240,3 +244,38 @@ def test_other_call(case):
 
 def test_there_are_at_least_a_hundred():
     assert len(list(loss_cases())) + len(OTHER_CASES) >= 100
+
+
+RIGHT_CALLS = {
+    "a queue of (dim, size)": (
+        lambda: NegativeQueue(D, 9).enqueue(torch.ones(2, D)),
+        r"NegativeQueue\(size=9, dim=4\) would fit",
+    ),
+    "negatives of a queue of (dim, size)": (
+        lambda: imix_nce_loss(ROWS, ROWS, negatives=NegativeQueue(D, 9).negatives),
+        r"as many columns as query, 4, got shape \(0, 9\): a queue is NegativeQueue\(size, dim\)",
+    ),
+    "three arguments for SimCLR": (
+        lambda: imix_ntxent_loss(ROWS, ROWS, LABELS),
+        r"key_1 must be a tensor, got VirtualLabels: .*\(query_1, query_2, key_1, key_2, labels\)",
+    ),
+    "labels by name and no keys": (
+        lambda: imix_ntxent_loss(ROWS, ROWS, labels=LABELS),
+        r"labels must be None without keys, .*\(query_1, query_2, key_1, key_2, labels\)",
+    ),
+    "labels in the place of classes": (
+        lambda: imix_supcon_loss(ROWS, ROWS, LABELS),
+        r"classes must be a tensor, got VirtualLabels: .*\(query, key, classes, labels\)",
+    ),
+    "labels and no key": (
+        lambda: imix_supcon_loss(ROWS, None, CLASSES, LABELS),
+        r"labels must be None without key, .*\(query, key, classes, labels, same_view=True\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RIGHT_CALLS)
+def test_a_message_leads_to_the_right_call(name):
+    call, message = RIGHT_CALLS[name]
+    with pytest.raises((TypeError, ValueError), match=message):
+        call()

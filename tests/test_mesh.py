@@ -266,7 +266,9 @@ def scale_outside_of_fsdp(rank, size, use_ring):
     torch.manual_seed(0)
     alone = Net()
     query, key, _, labels = whole_batch(size)
-    dense.nce(alone(query), alone(key), labels, temperature=1 / alone.log_scale[0].exp()).mean().backward()
+    dense.nce(
+        alone(query), alone(key), labels, temperature=1 / alone.log_scale[0].exp().clamp(max=100)
+    ).mean().backward()
     torch.manual_seed(0)
     net = Net()
     fully_shard(net.encoder, mesh=init_device_mesh("cpu", (size,)))
@@ -276,10 +278,47 @@ def scale_outside_of_fsdp(rank, size, use_ring):
     net.reshard()
     scale = net.log_scale.redistribute(placements=[Replicate()])[0]
     with ring(use_ring):
-        how = {"temperature": 1 / scale.exp(), "gather_distributed": True}
+        how = {"temperature": 1 / scale.exp().clamp(max=100), "gather_distributed": True}
         imix_nce_loss(*both.chunk(2), own_labels(labels, rank), **how).backward()
     for one, other in zip(alone.parameters(), net.parameters(), strict=True):
         torch.testing.assert_close(other.grad.full_tensor(), one.grad, rtol=1e-12, atol=1e-12)
+
+
+def scale_inside_of_fsdp(rank, size):
+    """The documented pattern: the scale is a vector of one entry, read where the module computes its loss."""
+    from torch.distributed.fsdp import fully_shard
+
+    class Net(torch.nn.Module):
+        def __init__(self, start):
+            super().__init__()
+            self.encoder = torch.nn.Linear(WIDTH, WIDTH, dtype=torch.float64)
+            self.log_scale = torch.nn.Parameter(torch.tensor([start], dtype=torch.float64))
+
+        def forward(self, query, key, labels, **how):
+            scale = self.log_scale[0].exp().clamp(max=100)
+            return imix_nce_loss(self.encoder(query), self.encoder(key), labels, temperature=1 / scale, **how)
+
+    query, key, _, labels = whole_batch(size)
+    own = slice(rank * ROWS, (rank + 1) * ROWS)
+    for start in (1.0, 5.0):  # below the clamp and above it
+        torch.manual_seed(0)
+        alone = Net(start)
+        scale = alone.log_scale[0].exp().clamp(max=100)
+        dense.nce(alone.encoder(query), alone.encoder(key), labels, temperature=1 / scale).mean().backward()
+        torch.manual_seed(0)
+        net = Net(start)
+        fully_shard(net, mesh=init_device_mesh("cpu", (size,)))
+        net(query[own], key[own], own_labels(labels, rank), gather_distributed=True).backward()
+        for one, other in zip(alone.parameters(), net.parameters(), strict=True):
+            torch.testing.assert_close(other.grad.full_tensor(), one.grad, rtol=1e-12, atol=1e-12)
+        assert bool(alone.log_scale.grad == 0) == (start == 5.0)
+
+
+@pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6), reason="this PyTorch's fully_shard needs a GPU"
+)
+def test_the_documented_scale_under_fsdp2(worlds):
+    worlds[2].run(scale_inside_of_fsdp)
 
 
 @pytest.mark.skipif(

@@ -43,6 +43,16 @@ def matrix(name: str, value: object, like: Tensor | None = None, like_name: str 
     return value
 
 
+def negatives(value: object, query: Tensor) -> Tensor:
+    """Accept further keys ``(K, D)``; of another width, they are most likely a queue whose two sizes were swapped."""
+    if isinstance(value, Tensor) and value.dim() == 2 and value.shape[1] != query.shape[1]:
+        raise ValueError(
+            f"negatives must have as many columns as query, {query.shape[1]}, got shape {tuple(value.shape)}: "
+            "a queue is NegativeQueue(size, dim)"
+        )
+    return matrix("negatives", value, query)
+
+
 def queue_rows(value: object, queue: Tensor) -> Tensor:
     """Accept keys for a queue (size, D): its width and device, its dtype or a half precision to be widened."""
     keys = matrix("keys", value, value if isinstance(value, Tensor) else None)
@@ -53,8 +63,9 @@ def queue_rows(value: object, queue: Tensor) -> Tensor:
     if keys.shape[1] != queue.shape[1]:
         size, dim = queue.shape
         raise ValueError(
-            f"keys must have as many columns as the queue, {dim}, got shape {tuple(keys.shape)}: "
-            f"this is NegativeQueue(size={size}, dim={dim})"
+            f"keys must have as many columns as the queue, {dim}, got shape {tuple(keys.shape)}: this is "
+            f"NegativeQueue(size={size}, dim={dim})"
+            + (f", and NegativeQueue(size={dim}, dim={size}) would fit" if keys.shape[1] == size else "")
         )
     return keys
 
@@ -134,6 +145,12 @@ def labels(value: object, n: int, device: torch.device) -> VirtualLabels | None:
     if value.partner.dtype != torch.int64:
         raise TypeError(f"labels.partner must be int64, got {value.partner.dtype}")
     return value
+
+
+def not_labels(name: str, value: object, call: str) -> None:
+    """Refuse labels that stand in another argument's place, and show the call in full."""
+    if isinstance(value, VirtualLabels):
+        raise TypeError(f"{name} must be a tensor, got VirtualLabels: the call is {call}")
 
 
 def keys_are_unmixed(labels: VirtualLabels | None, query: Tensor, key: Tensor, view: str = "") -> None:

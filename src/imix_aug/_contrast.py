@@ -141,7 +141,7 @@ def checked(
     """Refuse what is wrong with the common arguments, and return the rest."""
     n, device = query.shape[0], query.device
     if negatives is not None:
-        negatives = _check.matrix("negatives", negatives, query)
+        negatives = _check.negatives(negatives, query)
     if hard_negatives is not None:
         hard_negatives = _check.hard_negatives(hard_negatives, query)
     if ids is not None:

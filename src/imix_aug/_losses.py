@@ -130,8 +130,9 @@ def imix_ntxent_loss(
 ) -> Tensor:
     """Contrast two mixed views with both unmixed ones: i-Mix for SimCLR's NT-Xent.
 
-    Both views are mixed with the same labels. Anchor i of view 1 is classified among all 2N unmixed embeddings, less
-    its own components in its own view (columns i and ``partner(i)`` of ``key_1``); its soft target is spread over
+    Both views are mixed with the same labels, in one call of ``IMix`` as below: two calls draw two sets of labels, of
+    which one would be lost, and no value shows it. Anchor i of view 1 is classified among all 2N unmixed embeddings,
+    less its own components in its own view (columns i and ``partner(i)`` of ``key_1``); its soft target is spread over
     columns i and ``partner(i)`` of ``key_2``. View 2 likewise, and the result is the mean of both (Lee et al., ICLR
     2021, arXiv 2010.08887, its application to SimCLR). With identity labels and ``query_v is key_v`` this
     is the NT-Xent loss of Chen et al., ICML 2020, arXiv 2002.05709, equation 1.
@@ -167,9 +168,13 @@ def imix_ntxent_loss(
         >>> (mixed_1, mixed_2), labels = IMix()((views[0], views[1]))
         >>> loss = imix_ntxent_loss(net(mixed_1), net(mixed_2), net(views[0]), net(views[1]), labels, temperature=0.5)
     """
+    _check.not_labels("key_1", key_1, "imix_ntxent_loss(query_1, query_2, key_1, key_2, labels)")
     if key_1 is None and key_2 is None:
         if labels is not None:
-            raise ValueError("labels must be None without keys: mixed queries are contrasted with unmixed keys")
+            raise ValueError(
+                "labels must be None without keys, for mixed queries are contrasted with unmixed keys: "
+                "imix_ntxent_loss(query_1, query_2, key_1, key_2, labels)"
+            )
         key_1, key_2 = query_1, query_2
     _check.matrix("query_1", query_1)
     for name, value in ("query_2", query_2), ("key_1", key_1), ("key_2", key_2):
@@ -342,10 +347,14 @@ def imix_supcon_loss(
         >>> loss = imix_supcon_loss(net(x), net(view_2), classes, labels, temperature=0.1)
         >>> in_one_batch = imix_supcon_loss(net(x), net(view_1), classes, labels, same_view=True)
     """
+    _check.not_labels("classes", classes, "imix_supcon_loss(query, key, classes, labels)")
     _check.flag("same_view", same_view)
     if key is None:
         if labels is not None:
-            raise ValueError("labels must be None without key: mixed queries are contrasted with unmixed keys")
+            raise ValueError(
+                "labels must be None without key, for mixed queries are contrasted with unmixed keys: "
+                "imix_supcon_loss(query, key, classes, labels, same_view=True)"
+            )
         key, same_view = query, True
     _check.matrix("query", query)
     _check.paired_matrix("key", key, query)

@@ -8,7 +8,7 @@ import torch
 from falling import STEPS, falls
 from torch.nn import functional as F
 
-from imix_aug import IMix, IMixLoss, VirtualLabels, imix_byol_loss, imix_nce_loss
+from imix_aug import IMix, IMixLoss, VirtualLabels, imix_byol_loss, imix_clip_loss, imix_nce_loss
 
 
 def by_hand(criterion, a, b, labels):
@@ -144,3 +144,16 @@ def test_official_moco_by_hand(script):
     torch.testing.assert_close(loss, F.cross_entropy(columns, labels.dense(5 + 16)))
     torch.testing.assert_close(logits, torch.cat([columns[:, :5].diag()[:, None], columns[:, 5:]], dim=1))
     assert target.eq(0).all()
+
+
+@pytest.mark.parametrize("log_scale", [0.5, 2.66, 4.7])
+def test_a_learnt_scale_kept_below_100_is_open_clips(log_scale):
+    loss = pytest.importorskip("open_clip.loss")
+    images, texts = F.normalize(torch.randn(2, 6, 4, dtype=torch.float64), dim=2).unbind()
+    log_scale = torch.tensor(log_scale, dtype=torch.float64, requires_grad=True)
+    scale = log_scale.exp().clamp(max=100)
+    theirs, ours = loss.ClipLoss()(images, texts, scale), imix_clip_loss(images, texts, temperature=1 / scale)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
+    grads = [torch.autograd.grad(each, log_scale, retain_graph=True)[0] for each in (ours, theirs)]
+    torch.testing.assert_close(*grads, rtol=0, atol=1e-10)
+    assert bool(grads[0] == 0) == (scale == 100)
