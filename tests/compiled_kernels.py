@@ -3,9 +3,11 @@
 Triton's wheel brings all that this needs: the compiler, ``ptxas`` and ``cuobjdump``. A driver stands for the card, and
 Triton specialises the arguments itself.
 
-    python tests/compiled_kernels.py 90 100            # one JSON object per kernel, for ``test_compiled.py``
+    python tests/compiled_kernels.py 90 100            # one JSON object per kernel, for ``test_triton.py``
     python tests/compiled_kernels.py 90 100 --rarer    # rarer launches
-    python tests/compiled_kernels.py 90 100 --table    # rows of the table in docs/performance.md
+    python tests/compiled_kernels.py 90 100 --table    # the rows of the table in docs/performance.md: tile is rows kept x
+                                                       # rows swept, warps, stages; shared memory is in KiB; then stack
+                                                       # bytes, and the fewest and most instructions per logit of a step
 """
 
 import argparse
@@ -127,23 +129,25 @@ def rarer():
 
 def facts(name, kernel, options):
     """Return what the compiler made of a kernel."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(kernel.asm["cubin"])
-        file.flush()
-        usage, code = (
-            subprocess.run([TOOLS / "cuobjdump", option, file.name], capture_output=True, text=True, check=True).stdout
-            for option in ("-res-usage", "-sass")
-        )
-    tile = [options.get(key) for key in ("KEPT", "SWEPT", "num_warps", "num_stages")]
+    unit = next((unit for unit in ("wgmma", "tcgen05.mma", "mma.sync") if unit in kernel.asm["ptx"]), None)
+    usage = cuobjdump("-res-usage", kernel)
     return {
         "kernel": name,
-        "tile": tile,
+        "tile": [options.get(key) for key in ("KEPT", "SWEPT", "num_warps", "num_stages")],
         "registers": int(re.search(r"REG:(\d+)", usage)[1]),
         "stack": int(re.search(r"STACK:(\d+)", usage)[1]),
         "shared": kernel.metadata.shared,
-        "unit": next((unit for unit in ("wgmma", "tcgen05.mma", "mma.sync") if unit in kernel.asm["ptx"]), None),
-        "step": instructions_per_step(code),
+        "unit": unit,
+        "step": instructions_per_step(cuobjdump("-sass", kernel)) if unit else None,
     }
+
+
+def cuobjdump(option, kernel):
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        command = [TOOLS / "cuobjdump", option, file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def instructions_per_step(code):
@@ -226,10 +230,11 @@ def main():
 
 
 def row(fact):
-    tile = " x ".join(map(str, fact["tile"][:2])) + ", {} warps, {} stages".format(*fact["tile"][2:])
-    fewest, most = fact["step"]
-    cells = [fact["capability"], fact["case"], fact["kernel"], tile, fact["registers"], fact["shared"], fact["stack"]]
-    return "| " + " | ".join(map(str, [*cells, f"{fewest} to {most}"])) + " |"
+    kept, swept, warps, stages = fact["tile"]
+    per_logit = " to ".join(f"{count * 32 * warps / (kept * swept):.1f}" for count in fact["step"])
+    tile = f"{kept} x {swept}, {warps}, {stages}"
+    cells = [fact["capability"], fact["case"], fact["kernel"], tile, fact["registers"], fact["shared"] // 1024]
+    return "| " + " | ".join(map(str, [*cells, fact["stack"], per_logit])) + " |"
 
 
 if __name__ == "__main__":
