@@ -5,7 +5,7 @@ Triton specialises the arguments itself.
 
     python tests/compiled_kernels.py 90 100            # one JSON object per kernel, for ``test_triton.py``
     python tests/compiled_kernels.py 90 100 --rarer    # rarer launches
-    python tests/compiled_kernels.py 90 100 --table    # the rows of the table in docs/performance.md: tile is rows kept x
+    python tests/compiled_kernels.py 90 100 --table    # rows of the table in docs/performance.md: tile is rows kept x
                                                        # rows swept, warps, stages; shared memory is in KiB; then stack
                                                        # bytes, and the fewest and most instructions per logit of a step
 """
