@@ -34,7 +34,7 @@ def worlds():
         pytest.skip("several processes are tested on Linux")
     from ranks import World  # Some tests run on a torch without its distributed part.
 
-    opened = {size: World(size) for size in (2, 3, 4)}
+    opened = {size: World(size) for size in (2, 3, 4, 8)}
     yield opened
     for world in opened.values():
         world.stop()

@@ -10,13 +10,14 @@ from torch.distributed.distributed_c10d import _resolve_process_group  # type: i
 
 from imix_aug._cross_entropy import sweeps
 from imix_aug._cross_entropy.columns import LeftOut
+from imix_aug._cross_entropy.route import moves, nodes_of
 
 
 def sweep_keys(
     query: Tensor, key: Tensor, negatives: Tensor | None, left_out: LeftOut, wants_mean: bool, group_name: str
 ) -> tuple[Tensor, Tensor | None]:
     """Do as ``sweeps.sweep_keys`` does, over the keys of all ranks; what is left out by number is this rank's."""
-    blocks = Ring(group_name).pass_round(key, left_out.key_ids)
+    blocks = Ring(group_name, key.device).pass_round(key, left_out.key_ids)
     own, _ = next(blocks)
     total, mean_key = sweeps.sweep_keys(query, own, negatives, left_out, wants_mean)
     for block, ids in blocks:
@@ -42,16 +43,16 @@ def key_gradient(
     group_name: str,
 ) -> Tensor:
     """Do as ``sweeps.key_gradient`` does, for this rank's keys and the queries of all ranks."""
-    ring = Ring(group_name)
+    ring = Ring(group_name, key.device)
     blocks = ring.pass_round(key, left_out.key_ids)
     own, _ = next(blocks)
     of_own = sweeps.key_gradient(query, own, columns, left_out, level, excess, weight)
-    under_way = ring.send(of_own, tag=1)
-    for block, ids in blocks:
+    under_way = ring.send(of_own, move=0, tag=1)
+    for move, (block, ids) in enumerate(blocks, start=1):
         passing = LeftOut(row_ids=left_out.row_ids, key_ids=ids)
         grad = sweeps.sweep_queries(query, block, passing, level, weight)
         (so_far,) = under_way.wait()  # What other ranks added arrived while this one computed its own share.
-        under_way = ring.send(grad.add_(so_far), tag=1)
+        under_way = ring.send(grad.add_(so_far), move=move, tag=1)
     (complete,) = under_way.wait()
     return complete
 
@@ -71,26 +72,26 @@ class _UnderWay:
 
 
 class Ring:
-    """Tensors on their way from each rank to the next, while this rank computes with those it has."""
+    """Tensors on their way from rank to rank, past all of them and home, while each computes with those it has."""
 
-    def __init__(self, group_name: str) -> None:
+    def __init__(self, group_name: str, device: torch.device) -> None:
         self.group = _resolve_process_group(group_name)  # type: ignore[arg-type]
-        rank, self.size = dist.get_rank(self.group), dist.get_world_size(self.group)
-        self.next = dist.get_global_rank(self.group, (rank + 1) % self.size)
-        self.previous = dist.get_global_rank(self.group, (rank - 1) % self.size)
+        self.moves = moves(nodes_of(self.group, device), dist.get_rank(self.group))
 
-    def send(self, *tensors: Tensor, tag: int = 0) -> _UnderWay:
+    def send(self, *tensors: Tensor, move: int, tag: int = 0) -> _UnderWay:
         """Start to send contiguous tensors on, and to receive their like."""
+        to, origin = (dist.get_global_rank(self.group, rank) for rank in self.moves[move])
         received = tuple(torch.empty_like(each) for each in tensors)
-        sends = [dist.P2POp(dist.isend, each, self.next, self.group, tag) for each in tensors]
-        receives = [dist.P2POp(dist.irecv, each, self.previous, self.group, tag) for each in received]
+        sends = [dist.P2POp(dist.isend, each, to, self.group, tag) for each in tensors]
+        receives = [dist.P2POp(dist.irecv, each, origin, self.group, tag) for each in received]
         return _UnderWay(received, tensors, dist.batch_isend_irecv(sends + receives))
 
     def pass_round(self, own: Tensor, beside: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Yield the tensors of this rank, then those of the rank before it, and so on, the next ones under way."""
+        """Yield the tensors of this rank, then those of one rank after the other, the next ones under way."""
         here = tuple(each.contiguous() for each in (own, beside) if each is not None)
-        for place in range(self.size):
-            under_way = self.send(*here) if place < self.size - 1 else None
+        last = len(self.moves) - 1  # It would bring them home.
+        for move in range(len(self.moves)):
+            under_way = self.send(*here, move=move) if move < last else None
             yield here[0], None if beside is None else here[1]
             if under_way is not None:
                 here = under_way.wait()

@@ -48,7 +48,7 @@ class _RingClassSums(torch.autograd.Function):
 @torch.library.custom_op("imix_aug::ring_class_sums", mutates_args=())
 def _ring_class_sums_op(rows: Tensor, classes: Tensor, group_name: str) -> Tensor:
     total = torch.zeros_like(rows)
-    for block, of_block in Ring(group_name).pass_round(rows, classes):
+    for block, of_block in Ring(group_name, rows.device).pass_round(rows, classes):
         assert of_block is not None
         total += class_sums(block, of_block, classes)
     return total
