@@ -9,7 +9,7 @@ import torch
 from benchmarks import measure, report
 from benchmarks.timing import describe
 
-SUBCOMMANDS = ("loss", "simclr", "memory", "mix", "step", "growth")
+SUBCOMMANDS = ("loss", "simclr", "memory", "mix", "step", "growth", "arguments")
 PEERS = (
     "formula compiled",
     "torch chunked",
@@ -109,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--memory-rows", nargs="+", type=int, help="memory: N")
     parser.add_argument("--memory-width", type=int, default=128, help="memory: D")
     parser.add_argument("--dense-rows", type=int, help="memory: the largest N at which the dense formula runs too")
+    parser.add_argument("--argument-rows", type=int, default=32_768, help="arguments: N")
     parser.add_argument("--megabytes", nargs="+", type=float, help="mix: size of the batch")
     parser.add_argument(
         "--models", nargs="+", help="step: NAME:BATCHxSIDE, NAME being mlp or one of torchvision's ResNets"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import contestants
+from benchmarks.arguments import ARGUMENTS
 from benchmarks.contestants import Batch
 from benchmarks.timing import rounds
 from imix_aug import IMix, imix_nce_loss
@@ -129,6 +130,13 @@ def memory(options: Any) -> Iterator[Row]:
             "megabytes": {name: _peak(name, n, options) - _peak(name, 256, options) for name in methods},
             "logits_megabytes": 4e-6 * n * n,
         }
+
+
+def arguments(options: Any) -> Iterator[Row]:
+    """Peak memory of each argument and loss at one N, above a process that ran N = 256; a fresh process each."""
+    for name in ARGUMENTS:
+        megabytes = _peak(name, options.argument_rows, options) - _peak(name, 256, options)
+        yield {"size": name, "rows": options.argument_rows, "megabytes": {"imix-aug": megabytes}}
 
 
 def _peak(name: str, n: int, options: Any) -> float:

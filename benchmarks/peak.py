@@ -7,12 +7,13 @@ from pathlib import Path
 import torch
 
 from benchmarks import contestants
+from benchmarks.arguments import ARGUMENTS
 
 
 def main(name: str, n: str, d: str, device: str, threads: str) -> None:
     torch.set_num_threads(int(threads))
     batch = contestants.Batch.draw(int(n), 0, int(d), torch.float32, torch.device(device))
-    loss = {"imix-aug": contestants.imix_aug, "formula": contestants.formula}[name]
+    loss = {"imix-aug": contestants.imix_aug, "formula": contestants.formula, **ARGUMENTS}[name]
     loss(batch).backward()
     print(torch.cuda.max_memory_allocated() / 1e6 if device == "cuda" else _peak_resident())
 

@@ -108,6 +108,11 @@ def _draw_bars(axes: Any, dtype: str, rows: list[Row]) -> None:
 
 
 def _draw_lines(axes: Any, subcommand: str, rows: list[Row]) -> None:
+    if subcommand == "arguments":
+        megabytes = [row["megabytes"]["imix-aug"] for row in rows]
+        axes.barh([row["size"] for row in rows], megabytes, label=f"N = {rows[0]['rows']:,}")
+        axes.set(xlabel="peak memory above N = 256, MB")
+        return
     values, label = _series(subcommand, rows)
     for name, points in values.items():
         axes.plot(*zip(*sorted(points), strict=True), marker="o", label=name)

@@ -66,6 +66,13 @@ def test_memory(tmp_path):
     assert megabytes["imix-aug"] < 40
 
 
+@pytest.mark.slow
+def test_arguments(tmp_path):
+    rows = run(tmp_path, "arguments", "--argument-rows", "3000", "--memory-width", "8")
+    assert {"ids", "weight", "imix_sigmoid_loss", "same_view=True"} < set(rows)
+    assert max(row["megabytes"]["imix-aug"] for row in rows.values()) < 60  # the logits are 36 MB, four times over
+
+
 def test_mix(tmp_path):
     (row,) = run(tmp_path, "mix", "--megabytes", "1.1").values()
     assert set(row["gigabytes_per_second"]) == {"mixup", "cutmix", "mixup, formula", "copy"}
