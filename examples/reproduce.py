@@ -19,6 +19,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from runner.data.files import IMAGENETS
 from runner.device import pick_device
 from runner.errors import Refused, one_line_errors
 from runner.evaluate import evaluate
@@ -33,13 +34,15 @@ from runner.state.files import write_text
 from runner.state.saved import DOMAINS, open_run
 from sklearn.datasets import get_data_home
 
-# Where each named data set lies once it has been downloaded; {root} is --data-root.
+# Where each named data set lies, or may lie, once it has been downloaded; {root} is --data-root.
 PLACES = {
-    "covtype": "{scikit}/covertype",
-    "higgs": "{scikit}/openml",
-    "cifar10": "{root}/cifar-10-batches-py",
-    "cifar100": "{root}/cifar-100-python",
-    "speechcommands": "{root}/speech_commands_v0.02.tar.gz",
+    "covtype": ("{scikit}/covertype",),
+    "higgs": ("{scikit}/openml",),
+    "cifar10": ("{root}/cifar-10-batches-py",),
+    "cifar100": ("{root}/cifar-100-python",),
+    "imagenet": ("{root}/imagenet",),
+    "imagenet100": ("{root}/imagenet", "{root}/imagenet100"),
+    "speechcommands": ("{root}/speech_commands_v0.01.tar.gz",),
 }
 # What an ablation varies: the option, its values, and the domains that have it.
 OVER: dict[str, tuple[str, list[str], tuple[str, ...]]] = {
@@ -176,8 +179,6 @@ def many_tables(args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace, row: Row, folder: Path, options: list[str]) -> list[float]:
     """Train one cell unless it is done, and return the probe's accuracy in percent, seed by seed."""
-    if row.cannot:
-        raise CannotRun(row.cannot)
     _require(args, row.data)
     for option, value in args.changes.items():
         options = _replace(options, option, value)
@@ -238,9 +239,10 @@ def _require(args: argparse.Namespace, data: str) -> None:
     if data in args.path or args.download or data not in PLACES:
         return
     root = args.data_root or "data"
-    place = Path(PLACES[data].format(root=root, scikit=get_data_home(args.data_root)))
-    if not place.exists():
-        raise CannotRun(f"{data} is not in {place}; give --download, or where it is with --path {data}=PATH")
+    places = [Path(place.format(root=root, scikit=get_data_home(args.data_root))) for place in PLACES[data]]
+    if not any(place.exists() for place in places):
+        wanted = "put it there" if data in IMAGENETS else "give --download"
+        raise CannotRun(f"{data} is not in {places[0]}; {wanted}, or say where it is with --path {data}=PATH")
 
 
 def _choose(rows: list[Row], names: Iterable[str] | None) -> list[Row]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from runner.data.dataset import Dataset
+from runner.data.files import Change
 from runner.settings import Settings
 
 
@@ -24,6 +25,7 @@ class Task:
     augmented: Callable[[Tensor], Tensor]  # rows of the data to one view of them, an input of the network
     raw_name: str  # what the input is called beside the features
     pictures: bool = True  # network inputs are images or spectrograms, which one can look at
+    changed: Change | None = None  # one image to one view of it, where the data are files
 
 
 class Domain(Protocol):

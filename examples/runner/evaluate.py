@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import count
 from typing import Any
 
 import torch
@@ -11,17 +13,19 @@ from torch import Tensor, nn
 
 from runner.augment.image import crop_padded_and_flip
 from runner.data.dataset import Dataset
-from runner.sgd_probe import sgd_probe
+from runner.data.files import IMAGENETS, ImageFiles, crop_and_mirror
+from runner.sgd_probe import Schedule, sgd_probe
 
 PROBES = ("logistic", "sgd")
 BATCHES = {"covtype": 512}  # of the paper's probe; 256 elsewhere
 SHIFTED = ("cifar10", "cifar100")  # whose probe the paper trains with crops and mirror images
+IMAGENETS_PROBE = Schedule(rates=(30,), milestones=(60, 80), decay=0.1)
 STRENGTHS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 
 
 @torch.no_grad()
 def extract_features(
-    encoder: nn.Module, x: Tensor, to_input: Callable[[Tensor], Tensor], batch_size: int = 1024
+    encoder: nn.Module, x: Tensor | ImageFiles, to_input: Callable[[Tensor], Tensor], batch_size: int = 1024
 ) -> Tensor:
     """Features of all rows, not augmented, in evaluation mode."""
     was_training = encoder.training
@@ -52,14 +56,23 @@ def evaluate(
 def probe_by_sgd(
     encoder: nn.Module, data: Dataset, to_input: Callable[[Tensor], Tensor], train: Tensor, test: Tensor
 ) -> dict[int, float]:
-    """The paper's probe of features that were extracted before; CIFAR's are made anew each epoch, of shifted images."""
+    """The paper's probe of features that were extracted before.
+
+    Those of CIFAR and ImageNet are made anew each epoch, of images that are shifted or cropped.
+    """
+    epochs = count()
 
     def epoch_of_features() -> Tensor:
-        if data.name not in SHIFTED:
-            return train
-        return extract_features(encoder, data.train_x, lambda pixels: to_input(crop_padded_and_flip(pixels)))
+        if data.name in SHIFTED:
+            return extract_features(encoder, data.train_x, lambda pixels: to_input(crop_padded_and_flip(pixels)))
+        if data.name in IMAGENETS and isinstance(data.train_x, ImageFiles):
+            cropped = replace(data.train_x, change=crop_and_mirror(data.train_x.size), seed=next(epochs))
+            return extract_features(encoder, cropped, to_input)
+        return train
 
-    return sgd_probe(epoch_of_features, data.train_y, test, data.test_y, batch_size=BATCHES.get(data.name, 256))
+    schedule = IMAGENETS_PROBE if data.name in IMAGENETS else Schedule()
+    batch_size = BATCHES.get(data.name, 256)
+    return sgd_probe(epoch_of_features, data.train_y, test, data.test_y, batch_size=batch_size, schedule=schedule)
 
 
 def linear_probe(train: Tensor, train_y: Tensor, test: Tensor, test_y: Tensor) -> float:

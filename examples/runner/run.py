@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from runner.controls import raw_input, untrained
-from runner.data.dataset import Dataset, subsample, take
+from runner.data.dataset import Dataset, subsample
 from runner.domain import Domain, Task
 from runner.errors import one_line_errors
 from runner.evaluate import evaluate
+from runner.feed import feed
 from runner.methods import Method, build_method
 from runner.options import build_parser, refuse_unused
 from runner.pace import Pace
@@ -115,10 +116,10 @@ def pretrain(experiment: Experiment, task: Task, data: Dataset) -> tuple[nn.Modu
             experiment.folder / "mixed.png", imix, task.to_input(some_of(data.train_x).to(settings.device)), board
         )
 
+    both_views = feed(task, data.train_x, steps)
     for rows in steps:
-        x = take(data.train_x, rows).to(settings.device)
-        # Both views at once: the rows that InputMix blends in come from either.
-        view_1, view_2 = inputmix(torch.cat([task.augmented(x) for _ in range(2)])).chunk(2)
+        # Both at once: the rows that InputMix blends in come from either.
+        view_1, view_2 = inputmix(both_views(rows)).chunk(2)
         with torch.autocast(settings.device.type, torch.bfloat16, enabled=settings.amp == "bf16"):
             loss = train(view_1, view_2, imix, data.train_y[rows])
         optimizer.zero_grad()

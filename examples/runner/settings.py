@@ -80,7 +80,19 @@ class Settings:
 
 
 # What may change from one call to the next without making it another experiment.
-CIRCUMSTANCES = {"mix", "seeds", "out", "resume", "checkpoint_every", "device", "data_root", "tensorboard", "controls"}
+CIRCUMSTANCES = {
+    "mix",
+    "seeds",
+    "out",
+    "resume",
+    "checkpoint_every",
+    "device",
+    "data_root",
+    "tensorboard",
+    "controls",
+    "stream",  # the fingerprint of the data tells files from pixels
+    "workers",
+}
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
 

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-RATES = (1, 3, 5, 10, 30, 50, 70)  # whatever the batch: the paper keeps them on Covertype, where its batch is 512
-EPOCHS, MILESTONES, DECAY = 100, (80, 90, 95), 0.2
+EPOCHS = 100
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The rates to try, and how they fall. The batch does not scale them: nor does the paper's of 512 on Covertype."""
+
+    rates: tuple[int, ...] = (1, 3, 5, 10, 30, 50, 70)
+    milestones: tuple[int, ...] = (80, 90, 95)
+    decay: float = 0.2
 
 
 def sgd_probe(
@@ -19,6 +28,7 @@ def sgd_probe(
     test_y: Tensor,
     *,
     batch_size: int = 256,
+    schedule: Schedule = Schedule(),
 ) -> dict[int, float]:
     """Train one classifier per rate, and return the accuracies on the test rows, as fractions.
 
@@ -28,12 +38,12 @@ def sgd_probe(
     """
     classes = int(max(train_y.max(), test_y.max())) + 1
     generator = torch.Generator().manual_seed(0)
-    weights = [0.01 * torch.randn(classes, test.shape[1], generator=generator) for _ in RATES]
+    weights = [0.01 * torch.randn(classes, test.shape[1], generator=generator) for _ in schedule.rates]
     probes = [(w.to(test).requires_grad_(), test.new_zeros(classes).requires_grad_()) for w in weights]
     optimizer = torch.optim.SGD(
-        [{"params": probe, "lr": rate} for probe, rate in zip(probes, RATES, strict=True)], lr=1, momentum=0.9
+        [{"params": probe, "lr": rate} for probe, rate in zip(probes, schedule.rates, strict=True)], lr=1, momentum=0.9
     )
-    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, MILESTONES, DECAY)
+    fall = torch.optim.lr_scheduler.MultiStepLR(optimizer, schedule.milestones, schedule.decay)
     for _ in range(EPOCHS):
         train = epoch_of_features()
         order = torch.randperm(len(train), generator=generator).to(train.device)
@@ -43,9 +53,9 @@ def sgd_probe(
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        schedule.step()
+        fall.step()
     with torch.no_grad():
         return {
             rate: (F.linear(test, *probe).argmax(1) == test_y).double().mean().item()
-            for rate, probe in zip(RATES, probes, strict=True)
+            for rate, probe in zip(schedule.rates, probes, strict=True)
         }

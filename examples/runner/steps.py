@@ -60,21 +60,27 @@ class Steps:
         saved, first = time.monotonic(), self.step
         self.pace.start()
         with Progress(self.experiment.title, total=self.total, start=self.step) as progress, catch_signals(self._stop):
-            while self.step < self.total:
-                epoch, position = divmod(self.step, self.steps_per_epoch)
-                for batch in self._order(epoch)[position:]:
-                    yield my_share(batch)
-                    self._count_step()
-                    progress.advance(self.losses[-1] if self.losses else None)
-                    due = time.monotonic() - saved >= self.checkpoint_every or self.step == self.total
-                    decision = as_main_decides(self._signal or -due)  # a signal's number, or -1 to save and go on
-                    if decision:
-                        self.save()
-                        saved = time.monotonic()
-                    if decision > 0:
-                        raise Interrupted(decision)
+            for _, rows in self.ahead():
+                yield rows
+                self._count_step()
+                progress.advance(self.losses[-1] if self.losses else None)
+                due = time.monotonic() - saved >= self.checkpoint_every or self.step == self.total
+                decision = as_main_decides(self._signal or -due)  # a signal's number, or -1 to save and go on
+                if decision:
+                    self.save()
+                    saved = time.monotonic()
+                if decision > 0:
+                    raise Interrupted(decision)
         if is_main() and self.step > first:
             print(f"{self.experiment.title}: {self.pace}", file=sys.stderr)
+
+    def ahead(self) -> Iterator[tuple[int, Tensor]]:
+        """The epoch and this rank's rows of each step that is still to come."""
+        first, position = divmod(self.step, self.steps_per_epoch)
+        for epoch in range(first, self.total // self.steps_per_epoch):
+            for batch in self._order(epoch)[position:]:
+                yield epoch, my_share(batch)
+            position = 0
 
     def _count_step(self) -> None:
         self.pace.step()

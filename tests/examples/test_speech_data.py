@@ -297,12 +297,12 @@ def test_archives_that_are_cut_short_or_reach_outside_are_refused(words, tmp_pat
 
 def test_speechcommands_is_downloaded_once(words, tmp_path, monkeypatch):
     archive = pack(words, tmp_path / "speech_commands_v0.02.tar.gz")
-    monkeypatch.setattr(speech_data, "SPEECH_COMMANDS", archive.as_uri())
-    monkeypatch.setattr(speech_data, "SPEECH_COMMANDS_SHA256", hashlib.sha256(archive.read_bytes()).hexdigest())
-    data = load_speech("speechcommands", root=tmp_path / "root")
+    source = (archive.as_uri(), hashlib.sha256(archive.read_bytes()).hexdigest())
+    monkeypatch.setitem(speech_data.SPEECH_COMMANDS, "all", source)
+    data = load_speech("speechcommands", root=tmp_path / "root", words="all")
     assert (data.name, data.classes) == ("speechcommands", ["go", "stop"])
     archive.unlink()
-    assert torch.equal(load_speech("speechcommands", root=tmp_path / "root").train_x, data.train_x)
+    assert torch.equal(load_speech("speechcommands", root=tmp_path / "root", words="all").train_x, data.train_x)
 
 
 def test_a_failed_download_leaves_nothing(tmp_path):

@@ -1,6 +1,8 @@
-"""The paper's augmentation of speech on whole batches, wherever they live: every clip is changed its own way.
+"""An augmentation after the paper's for speech of any kind, on whole batches: every clip is changed its own way.
 
-Loudness, speed and pitch together, shift, background noise, and speed alone; each with probability one half.
+Loudness, speed and pitch together, shift, background noise, and speed alone; each with probability one half. The
+paper's own, for Speech Commands, is in ``commands.py``: here the level of the noise follows the clip's, noise is
+generated where none was recorded, and a clip is stretched about its middle.
 """
 
 from __future__ import annotations

@@ -9,27 +9,27 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from runner.data.files import ImageFiles
 from runner.data.memory import fits
 from runner.errors import Refused
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Training and test rows as whole tensors, not augmented.
+    """Training and test rows as whole tensors, not augmented; images may also be files that stand in for one.
 
     Tables are (N, F) float32, images (N, C, H, W) uint8, speech (N, samples) float32 at 16 kHz, one second each.
     Labels are int64 indices into ``classes``. ``groups`` cuts the columns of a table into parts of different kind.
     """
 
     name: str
-    train_x: Tensor
+    train_x: Tensor | ImageFiles
     train_y: Tensor
-    test_x: Tensor
+    test_x: Tensor | ImageFiles
     test_y: Tensor
     classes: list[str]
     groups: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()  # what was done to the data that a user should know, a line each
-    stays: bool = False  # too large to go to the device as a whole
 
     def __post_init__(self) -> None:
         for split in ("train", "test"):
@@ -49,14 +49,23 @@ class Dataset:
         What has no room goes there batch by batch.
         """
         device = torch.device(device)
-        stays = self.stays or (device.type != "cpu" and not fits(self.train_x.nbytes + self.test_x.nbytes, device))
+        stays = isinstance(self.train_x, ImageFiles) or (
+            device.type != "cpu" and not fits(self.train_x.nbytes + self.test_x.nbytes, device)
+        )
         moved = ("train_y", "test_y") if stays else ("train_x", "train_y", "test_x", "test_y")
-        return replace(self, stays=stays, **{name: getattr(self, name).to(device) for name in moved})
+        return replace(self, **{name: getattr(self, name).to(device) for name in moved})
 
 
-def take(x: Tensor, rows: Tensor) -> Tensor:
+def take(x: Tensor | ImageFiles, rows: Tensor) -> Tensor:
     """Some rows, wherever these and their numbers live."""
     return x[rows.to(x.device)]
+
+
+def keep_rows(data: Dataset, rows: Tensor, part: str = "train") -> Dataset:
+    """Leave out all other rows, of files without reading any."""
+    x = getattr(data, f"{part}_x")
+    kept = x.subset(rows) if isinstance(x, ImageFiles) else take(x, rows)
+    return replace(data, **{f"{part}_x": kept, f"{part}_y": take(getattr(data, f"{part}_y"), rows)})
 
 
 def subsample(data: Dataset, data_fraction: float, class_fraction: float) -> Dataset:
@@ -69,14 +78,13 @@ def subsample(data: Dataset, data_fraction: float, class_fraction: float) -> Dat
         rows = (labels == label).nonzero().flatten()
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
         kept.append(rows[order[: max(1, round(data_fraction * len(rows)))]])
-    rows = torch.cat(kept)
-    return replace(data, train_x=take(data.train_x, rows), train_y=take(data.train_y, rows))
+    return keep_rows(data, torch.cat(kept))
 
 
 def fingerprint(data: Dataset) -> str:
-    """A hash of all values: data that changed under the same name are other data."""
+    """A hash of all values, or of the names and sizes of files: what changed under the same name are other data."""
     found = hashlib.sha256()
     for tensor in (data.train_x, data.train_y, data.test_x, data.test_y):
         found.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-        found.update(tensor.contiguous().numpy().data)
+        found.update(tensor.identity() if isinstance(tensor, ImageFiles) else tensor.contiguous().numpy().data)
     return found.hexdigest()[:16]

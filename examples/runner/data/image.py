@@ -1,7 +1,9 @@
-"""Images as whole uint8 tensors: the embedded digits, CIFAR, and any folder with one folder per class."""
+"""Images: the embedded digits, CIFAR, ImageNet where it lies, and any folder with one folder per class."""
 
 from __future__ import annotations
 
+import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,27 +12,57 @@ import torchvision
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from runner.data.dataset import Dataset
+from runner.data.dataset import Dataset, keep_rows
+from runner.data.files import IMAGENETS
 from runner.data.image_folder import load_image_folder
 from runner.errors import Refused
 
-NAMED = ("digits", "cifar10", "cifar100")
+HUNDRED = 100
+NAMED = ("digits", "cifar10", "cifar100", *IMAGENETS)
 
 
-def load_image(name_or_path: str, *, root: str | Path | None = None, size: int | None = None) -> Dataset:
-    """Load ``digits``, ``cifar10`` or ``cifar100`` by name, or a folder by path.
+def load_image(
+    name_or_path: str,
+    *,
+    root: str | Path | None = None,
+    size: int | None = None,
+    stream: bool | None = None,
+    workers: int | None = None,
+) -> Dataset:
+    """Load ``digits``, ``cifar10`` or ``cifar100`` by name, a folder by path, or ImageNet as a folder of that name.
 
     Images of a folder are cut to a centred square and scaled to ``size`` pixels: by default the shorter side of
-    the first image, 224 at most.
+    the first image, 224 at most. Where there are more than fit into memory, or with ``stream``, they stay in their
+    files, which ``workers`` processes read.
     """
+    root = Path(root or "data")
     if name_or_path == "digits":
         return _digits()
     if name_or_path in ("cifar10", "cifar100"):
-        return _cifar(name_or_path, Path(root or "data"))
+        return _cifar(name_or_path, root)
+    if name_or_path in IMAGENETS:
+        return _imagenet(name_or_path, root, stream is not False, workers)
     folder = Path(name_or_path)
     if not folder.is_dir():
-        raise Refused(f"--data {name_or_path}: no such folder; wanted digits, cifar10, cifar100 or a folder's path")
-    return load_image_folder(folder, size, Path(root or "data"))
+        raise Refused(f"--data {name_or_path}: no such folder; wanted {', '.join(NAMED)} or a folder's path")
+    return load_image_folder(folder, size, stream=stream, workers=workers)
+
+
+def _imagenet(name: str, root: Path, stream: bool, workers: int | None) -> Dataset:
+    """Load ImageNet, or the hundred of its classes that the authors' code draws."""
+    if name == "imagenet100" and (root / name).is_dir():
+        return load_image_folder(root / name, 224, stream=stream, workers=workers)
+    folder = root / "imagenet"
+    if not folder.is_dir():
+        raise Refused(f"{name}: cannot be downloaded; wanted train/CLASS/IMAGE and val/CLASS/IMAGE in {folder}")
+    whole = load_image_folder(folder, 224, stream=stream, workers=workers)
+    if name == "imagenet":
+        return whole
+    kept = sorted(random.Random(-1).sample(whole.classes, min(HUNDRED, len(whole.classes))))
+    number = torch.tensor([kept.index(one) if one in kept else -1 for one in whole.classes])
+    for part in ("train", "test"):
+        whole = keep_rows(whole, (number[getattr(whole, f"{part}_y")] >= 0).nonzero().flatten(), part)
+    return replace(whole, name=name, train_y=number[whole.train_y], test_y=number[whole.test_y], classes=kept)
 
 
 def _digits() -> Dataset:

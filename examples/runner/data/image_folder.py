@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,45 +10,47 @@ import torch
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from runner.data.dataset import Dataset
+from runner.data.files import ImageFiles
 from runner.data.memory import fits
 from runner.data.pixels import open_image, range_of_deep, read_all
 from runner.data.split import split_rows
 from runner.errors import Refused
+from runner.ranks import world_size
 
 WANTED = "wanted train/CLASS/IMAGE and test/CLASS/IMAGE, or CLASS/IMAGE"
 TEST = ("test", "val", "valid", "validation")
+LOOKED_AT = 1000  # of the images that are streamed, for their depth
 NO_CLASS = {"__MACOSX", "@eaDir"}  # what other systems leave behind
 
 
-def load_image_folder(folder: Path, size: int | None, root: Path) -> Dataset:
+def load_image_folder(
+    folder: Path, size: int | None, *, stream: bool | None = None, workers: int | None = None
+) -> Dataset:
     """Read a folder; where ``size`` is None, images get the shorter side of the first, 224 pixels at most.
 
-    More images than fit into memory are kept in a file in ``root`` as long as the process lasts.
+    To ``stream`` is to leave the images in their files, and to have them read by as many ``workers`` when they are
+    needed; by default where they would take more than half of the memory, and by one worker per processor.
     """
     notes: list[str] = []
     train, test, classes = _divided(folder, notes)
     paths = [path for path, _ in (*train, *test)]
-    deep = range_of_deep(paths)
-    if deep is not None:
-        notes.append(f"images of more than 8 bits, scaled from {deep[0]:g} .. {deep[1]:g} to 0 .. 255")
     if size is None:
         size = min(*open_image(paths[0]).size, 224)
-    in_memory = fits(len(paths) * 3 * size * size, torch.device("cpu"))
-    if not in_memory:
-        notes.append(f"more than half of the free memory, so the pixels are streamed from a file in {root}")
-    images = read_all(paths, size, deep, on_disk=None if in_memory else root)
-    labels = torch.tensor([label for _, label in (*train, *test)])
-    n = len(train)
-    return Dataset(
-        folder.resolve().name,
-        images[:n],
-        labels[:n],
-        images[n:],
-        labels[n:],
-        classes,
-        notes=tuple(notes),
-        stays=not in_memory,
-    )
+    if stream is None and not fits(len(paths) * 3 * size * size, torch.device("cpu")):
+        stream = True
+        notes.append("more than half of the free memory, so the images are streamed from their files")
+    deep = range_of_deep(paths[:: -(-len(paths) // LOOKED_AT)] if stream else paths)
+    if deep is not None:
+        notes.append(f"images of more than 8 bits, scaled from {deep[0]:g} .. {deep[1]:g} to 0 .. 255")
+    labels, n = torch.tensor([label for _, label in (*train, *test)]), len(train)
+    if stream:
+        workers = max((os.cpu_count() or 1) // world_size(), 1) if workers is None else workers
+        images = ImageFiles.of(paths, size, deep=deep, workers=workers)
+        train_x, test_x = images.subset(torch.arange(n)), images.subset(torch.arange(n, len(paths)))
+    else:
+        pixels = read_all(paths, size, deep)
+        train_x, test_x = pixels[:n], pixels[n:]
+    return Dataset(folder.resolve().name, train_x, labels[:n], test_x, labels[n:], classes, notes=tuple(notes))
 
 
 Files = list[tuple[Path, int]]

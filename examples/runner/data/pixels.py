@@ -1,9 +1,8 @@
-"""One image file to RGB pixels, whatever its depth; many to one tensor, in memory or, where that is short, on disk."""
+"""One image file to RGB pixels, whatever its depth; many to one tensor."""
 
 from __future__ import annotations
 
 import os
-import tempfile
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -54,24 +53,30 @@ def range_of_deep(paths: Sequence[Path]) -> tuple[float, float] | None:
     return (min(low for low, _ in found), max(high for _, high in found)) if found else None
 
 
-def read_pixels(path: Path, size: int, deep: tuple[float, float] | None) -> Tensor:
-    """Read an image as (3, size, size) bytes, cut to a centred square; deep values are scaled from their range."""
+def open_rgb(path: Path, deep: tuple[float, float] | None) -> Image.Image:
+    """Read an image in colour, upright; deep values are scaled from their range."""
     image = open_image(path)
+    if image.mode in DEEP and deep is None:
+        raise Refused(f"{path}: holds more than 8 bits per pixel, and the images looked at first do not")
     try:
         if image.mode in DEEP:
             low, high = deep
             values = (np.asarray(image, dtype=np.float64) - low) * (255 / max(high - low, 1e-12))
             image = Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
-        image = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC)
+        return image.convert("RGB")
     except Exception as error:
         raise Refused(f"{path}: not an image that can be read ({error})") from error
+
+
+def read_pixels(path: Path, size: int, deep: tuple[float, float] | None) -> Tensor:
+    """Read an image as (3, size, size) bytes, cut to a centred square."""
+    image = ImageOps.fit(open_rgb(path, deep), (size, size), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
-def read_all(paths: Sequence[Path], size: int, deep: tuple[float, float] | None, *, on_disk: Path | None) -> Tensor:
-    """Read images into one tensor (N, 3, size, size), kept in the folder ``on_disk``, or in memory if that is None."""
-    shape = (len(paths), 3, size, size)
-    images = torch.empty(shape, dtype=torch.uint8) if on_disk is None else _tensor_on_disk(shape, on_disk)
+def read_all(paths: Sequence[Path], size: int, deep: tuple[float, float] | None) -> Tensor:
+    """Read images into one tensor (N, 3, size, size)."""
+    images = torch.empty((len(paths), 3, size, size), dtype=torch.uint8)
 
     def read(row: int) -> None:
         images[row] = read_pixels(paths[row], size, deep)
@@ -81,22 +86,3 @@ def read_all(paths: Sequence[Path], size: int, deep: tuple[float, float] | None,
         for _ in tqdm(pool.map(read, range(len(paths))), total=len(paths), desc="reading", disable=quick or None):
             pass
     return images
-
-
-def _tensor_on_disk(shape: tuple[int, ...], folder: Path) -> Tensor:
-    """A tensor of bytes that the system pages in and out; its file has no name, and goes with the process."""
-    size = int(np.prod(shape))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=folder, prefix=".pixels-")
-        try:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(handle, 0, size)
-            tensor = torch.from_file(name, shared=True, size=size, dtype=torch.uint8)
-        finally:
-            os.close(handle)
-            os.unlink(name)
-    except OSError as error:
-        reason = error.strerror or error
-        raise Refused(f"--data-root {folder}: no room for {size / 1e9:.1f} GB of pixels ({reason})") from error
-    return tensor.view(shape)

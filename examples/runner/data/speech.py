@@ -6,7 +6,7 @@
     FOLDER/_background_noise_/*.wav    optional: noise for the augmentation
 
 Every clip becomes one second at 16 kHz: a shorter one is padded with silence on both sides alike, of a longer one the
-middle is kept.
+middle is kept. With the paper's twelve classes, a clip is padded or cut at its end.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import sys
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,14 +31,25 @@ from torch import Tensor
 from torch.hub import download_url_to_file
 from tqdm import tqdm
 
+from runner.data.commands import TWELVE, to_twelve, with_silence
 from runner.data.dataset import Dataset
 from runner.data.split import split_rows
 from runner.data.spoken_digits import WORDS
 from runner.errors import Refused
 from runner.inputs import SAMPLE_RATE
 
-SPEECH_COMMANDS = "https://storage.googleapis.com/download.tensorflow.org/data/speech_commands_v0.02.tar.gz"
-SPEECH_COMMANDS_SHA256 = "af14739ee7dc311471de98f5f9d2c9191b18aedfe957f4a6ff791c709868ff58"
+WHERE = "https://storage.googleapis.com/download.tensorflow.org/data/"
+# By --words: the version that the paper takes its twelve classes from, and the newest of all words.
+SPEECH_COMMANDS = {
+    "twelve": (
+        f"{WHERE}speech_commands_v0.01.tar.gz",
+        "743935421bb51cccdb6bdd152e04c5c70274e935c82119ad7faeec31780d811d",
+    ),
+    "all": (
+        f"{WHERE}speech_commands_v0.02.tar.gz",
+        "af14739ee7dc311471de98f5f9d2c9191b18aedfe957f4a6ff791c709868ff58",
+    ),
+}
 NAMED = ("digits", "speechcommands")
 SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3")
 KINDS = "WAV, FLAC, OGG or MP3"
@@ -51,32 +62,37 @@ class SpeechDataset(Dataset):
     """Clips, and a track of recorded background noise where the folder has one."""
 
     noise: Tensor | None = None
+    twelve: bool = False  # the paper's classes of Speech Commands, and with them its input and augmentation
 
 
-def load_speech(name_or_path: str, *, root: str | Path | None = None) -> SpeechDataset:
+def load_speech(name_or_path: str, *, root: str | Path | None = None, words: str | None = None) -> SpeechDataset:
     """Load ``digits`` or ``speechcommands`` by name, or a folder or a .tar.gz of the same layout by path.
 
-    What is synthesised, downloaded or extracted is kept in ``root`` (default: ``data``).
+    What is synthesised, downloaded or extracted is kept in ``root`` (default: ``data``). With ``words="twelve"``, the
+    default for ``speechcommands``, the classes are the paper's; with ``"all"`` each word is one.
     """
     root = Path(root or "data")
     if name_or_path == "digits":
+        if words == "twelve":
+            raise Refused("--words twelve: digits are none of them; wanted speechcommands, or where it lies")
         return _digits(_folder(root))
     if name_or_path == "speechcommands":
-        archive = _folder(root) / SPEECH_COMMANDS.rpartition("/")[2]
+        url, sha256 = SPEECH_COMMANDS[words or "twelve"]
+        archive = _folder(root) / url.rpartition("/")[2]
         if not archive.exists():
-            download(SPEECH_COMMANDS, archive, SPEECH_COMMANDS_SHA256)
-        return load_folder(extract(archive, root), name="speechcommands")
-    path = Path(name_or_path)
+            download(url, archive, sha256)
+        return load_folder(extract(archive, root), name="speechcommands", twelve=words != "all")
+    path, twelve = Path(name_or_path), words == "twelve"
     if path.is_dir():
-        return load_folder(path)
+        return load_folder(path, twelve=twelve)
     if path.is_file() and path.name.endswith((".tar.gz", ".tgz")):
-        return load_folder(extract(path, _folder(root)), name=path.name.partition(".")[0])
+        return load_folder(extract(path, _folder(root)), name=path.name.partition(".")[0], twelve=twelve)
     known = f"digits, speechcommands, a folder of <word>/<clip>, sounds as {KINDS}, or a .tar.gz of one"
     raise Refused(f"--data {name_or_path}: no such folder or archive; wanted {known}")
 
 
-def load_folder(folder: Path, name: str | None = None) -> SpeechDataset:
-    """Read a folder in the layout of Speech Commands."""
+def load_folder(folder: Path, name: str | None = None, *, twelve: bool = False) -> SpeechDataset:
+    """Read a folder in the layout of Speech Commands, with each word for a class or with the paper's twelve."""
     words = sorted(f.name for f in folder.iterdir() if f.is_dir() and not f.name.startswith(("_", ".")))
     if len(words) < 2:
         found = f"only {words[0]!r}" if words else "none"
@@ -88,14 +104,24 @@ def load_folder(folder: Path, name: str | None = None) -> SpeechDataset:
             raise Refused(f"{folder / word}: no sound file for the class {word!r}; wanted {KINDS}")
         clips += [f"{word}/{clip.name}" for clip in of_word]
 
+    classes = to_twelve(str(folder), words) if twelve else torch.arange(len(words))
     train, test, notes = split(folder, clips)
+    (train_x, train_y), (test_x, test_y) = (
+        _read_clips(folder, part, words, pad_end if twelve else one_second) for part in (train, test)
+    )
+    train_y, test_y = classes[train_y], classes[test_y]
+    if twelve:
+        train_x, train_y = with_silence(train_x, train_y)
     return SpeechDataset(
         name or folder.resolve().name,
-        *_read_clips(folder, train, words),
-        *_read_clips(folder, test, words),
-        words,
+        train_x,
+        train_y,
+        test_x,
+        test_y,
+        TWELVE if twelve else words,
         notes=notes,
         noise=_read_noise(folder / NOISE_FOLDER),
+        twelve=twelve,
     )
 
 
@@ -158,6 +184,11 @@ def one_second(clip: np.ndarray) -> np.ndarray:
     if missing < 0:
         return clip[-missing // 2 :][:SAMPLE_RATE]
     return np.pad(clip, (missing // 2, missing - missing // 2))
+
+
+def pad_end(clip: np.ndarray) -> np.ndarray:
+    """Pad with silence at the end, or cut there."""
+    return np.pad(clip[:SAMPLE_RATE], (0, max(SAMPLE_RATE - len(clip), 0)))
 
 
 def download(url: str, target: Path, sha256: str) -> None:
@@ -231,11 +262,13 @@ def _read_list(path: Path, known: set[str]) -> set[str] | None:
     return named
 
 
-def _read_clips(folder: Path, clips: Sequence[str], words: Sequence[str]) -> tuple[Tensor, Tensor]:
+def _read_clips(
+    folder: Path, clips: Sequence[str], words: Sequence[str], fit: Callable[[np.ndarray], np.ndarray]
+) -> tuple[Tensor, Tensor]:
     sound = torch.empty(len(clips), SAMPLE_RATE)
 
     def read(row: int) -> None:
-        sound[row] = torch.from_numpy(one_second(read_sound(folder / clips[row])))
+        sound[row] = torch.from_numpy(fit(read_sound(folder / clips[row])))
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         rows = pool.map(read, range(len(clips)))

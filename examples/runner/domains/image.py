@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from runner.augment.image import SimCLRAugment
 from runner.data.dataset import Dataset
+from runner.data.files import ImageFiles, middle, simclr_views
 from runner.data.image import NAMED, load_image
 from runner.domain import Task
 from runner.encoders import build_encoder
@@ -32,6 +33,8 @@ class ImageSettings(Settings):
 
     arch: str
     image_size: int | None
+    stream: bool | None = None
+    workers: int | None = None
 
 
 class Images:
@@ -39,7 +42,7 @@ class Images:
 
     name = "image"
     description = "Contrastive pretraining on images, with and without i-Mix."
-    data_help = "digits, cifar10, cifar100, or a folder with CLASS/IMAGE, or train/CLASS/IMAGE and test/CLASS/IMAGE"
+    data_help = f"{', '.join(NAMED)}, or a folder with CLASS/IMAGE, or train/CLASS/IMAGE and test/CLASS/IMAGE"
     named = NAMED
     augmentations = ("none", "default")
     settings = ImageSettings
@@ -48,9 +51,21 @@ class Images:
         option = parser.add_argument
         option("--arch", choices=ARCHITECTURES, help="encoder (default: cnn on a CPU, else resnet18)")
         option("--image-size", type=whole(1), metavar="PIXELS", help="scale a folder's images to this size")
+        option(
+            "--stream",
+            action=argparse.BooleanOptionalAction,
+            help="leave a folder's images in their files (default: where memory is short, and ImageNet)",
+        )
+        option("--workers", type=whole(0), metavar="N", help="processes that read them (default: one per processor)")
 
     def load(self, given: Mapping[str, Any]) -> Dataset:
-        return load_image(given["data"], root=given["data_root"], size=given["image_size"])
+        return load_image(
+            given["data"],
+            root=given["data_root"],
+            size=given["image_size"],
+            stream=given.get("stream"),
+            workers=given.get("workers"),
+        )
 
     def recipe(self, data_name: str, device: torch.device) -> dict[str, Any]:
         arch = "cnn" if device.type == "cpu" else "resnet18"
@@ -58,6 +73,7 @@ class Images:
 
     def task(self, settings: ImageSettings, data: Dataset) -> Task:
         _, channels, _, size = data.train_x.shape
+        streamed = isinstance(data.train_x, ImageFiles)
         to_input = Normalize(data.name, data.train_x).to(settings.device)
         # A mirrored digit is no digit; a mirrored cat is a cat.
         augment = SimCLRAugment(flip=data.name != "digits") if settings.augment == "default" else nn.Identity()
@@ -68,7 +84,8 @@ class Images:
         def build() -> nn.Module:
             return build_encoder(settings.arch, channels, size, settings.width)
 
-        return Task(data, to_input, build, augmented, raw_name="pixels")
+        changed = (simclr_views if settings.augment == "default" else middle)(size) if streamed else None
+        return Task(data, to_input, build, augmented, raw_name="pixels", changed=changed)
 
 
 IMAGES = Images()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from runner.augment.audio import AudioAugment, Stretch
+from runner.augment.commands import CommandsAugment
 from runner.data.speech import NAMED, SpeechDataset, load_speech
 from runner.domain import Task
 from runner.encoders import build_encoder
-from runner.inputs import LogMel
+from runner.errors import Refused
+from runner.inputs import Decibels, LogMel
 from runner.settings import Settings
 
 ARCHITECTURES = ("cnn", "resnet8", "resnet18", "resnet34", "resnet50", "resnet101")
@@ -29,6 +31,7 @@ class SpeechSettings(Settings):
     """What only speech has."""
 
     arch: str
+    words: str | None = None
 
 
 class Speech:
@@ -42,10 +45,17 @@ class Speech:
     settings = SpeechSettings
 
     def add_options(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--arch", choices=ARCHITECTURES, help="encoder (default: cnn on a CPU, else resnet18)")
+        option = parser.add_argument
+        option("--arch", choices=ARCHITECTURES, help="encoder (default: cnn on a CPU, else resnet18)")
+        option(
+            "--words",
+            choices=("all", "twelve"),
+            help="each word is a class, or the paper's twelve of Speech Commands, with its input and augmentation "
+            "(default: twelve for speechcommands, else all)",
+        )
 
     def load(self, given: Mapping[str, Any]) -> SpeechDataset:
-        return load_speech(given["data"], root=given["data_root"])
+        return load_speech(given["data"], root=given["data_root"], words=given.get("words"))
 
     def recipe(self, data_name: str, device: torch.device) -> dict[str, Any]:
         arch = "cnn" if device.type == "cpu" else "resnet18"
@@ -55,12 +65,22 @@ class Speech:
         def build() -> nn.Module:
             return build_encoder(settings.arch, channels=1, size=32, width=settings.width)
 
-        mel = LogMel().to(settings.device)
+        mel = (Decibels if data.twelve else LogMel)().to(settings.device)
         if settings.augment == "none":  # then no spectrogram ever changes, and each is made once
             seen = {name: spectrograms(getattr(data, name), mel) for name in ("train_x", "test_x")}
             return Task(replace(data, **seen), nn.Identity(), build, augmented=nn.Identity(), raw_name="spectrograms")
-        augment, stretch = AudioAugment(data.noise).to(settings.device), Stretch()
-        return Task(data, mel, build, augmented=lambda clips: stretch(mel(augment(clips))), raw_name="spectrograms")
+        augmented = build_augmentation(data, mel, settings.device)
+        return Task(data, mel, build, augmented, raw_name="spectrograms")
+
+
+def build_augmentation(data: SpeechDataset, mel: LogMel, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """What makes spectrograms of changed clips: the paper's chain where the data are the paper's, or one for any."""
+    if isinstance(mel, Decibels):
+        if data.noise is None:
+            raise Refused(f"{data.name}: no _background_noise_ in it, which the paper mixes in; wanted --augment none")
+        return CommandsAugment(mel, data.noise).to(device)
+    augment, stretch = AudioAugment(data.noise).to(device), Stretch()
+    return lambda clips: stretch(mel(augment(clips)))
 
 
 def spectrograms(clips: Tensor, to_input: nn.Module) -> Tensor:

@@ -80,13 +80,15 @@ def load_checkpoint(path: Path, config: dict[str, Any], parts: dict[str, Any], s
 
 
 def refuse_differences(path: Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Say what differs, key by key, where two configurations are not the same."""
-    missing = "(none)"
+    """Say what differs, key by key, where two configurations are not the same.
+
+    An option that one of them does not know is no difference as long as the other does not use it.
+    """
 
     def text(values: dict[str, Any], key: str) -> str:
-        return str(values.get(key, missing))[:80]
+        return str(values.get(key, "(none)"))[:80]
 
-    keys = [key for key in {**saved, **wanted} if saved.get(key, missing) != wanted.get(key, missing)]
+    keys = [key for key in {**saved, **wanted} if (saved.get(key) or None) != (wanted.get(key) or None)]
     if keys:
         differences = ", ".join(f"{key} {text(saved, key)} there and {text(wanted, key)} here" for key in keys)
         raise Refused(f"{path} is of another configuration: {differences}; give another --out, or --no-resume")

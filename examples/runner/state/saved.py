@@ -38,7 +38,7 @@ def open_run(
     state = read_checkpoint(checkpoint)
     config = dict(state["config"])
     if data is not None:
-        config.update(data=data, label=label, drop=drop)
+        config.update(data=data, label=label, drop=drop, words=None)
     else:
         config.update({key: value for key, value in {"label": label, "drop": drop}.items() if value is not None})
     with naming(checkpoint):
@@ -63,5 +63,5 @@ def open_run(
 
 def _as_settings(domain: Domain, config: dict, device: torch.device) -> Settings:
     names = {field.name for field in fields(domain.settings)}
-    circumstances = dict.fromkeys(CIRCUMSTANCES)
+    circumstances = dict.fromkeys(CIRCUMSTANCES & names)
     return domain.settings(**{**circumstances, **{k: v for k, v in config.items() if k in names}, "device": device})
