@@ -179,10 +179,10 @@ def many_tables(args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace, row: Row, folder: Path, options: list[str]) -> list[float]:
     """Train one cell unless it is done, and return the probe's accuracy in percent, seed by seed."""
-    _require(args, row.data)
+    _require(args, row.source)
     for option, value in args.changes.items():
         options = _replace(options, option, value)
-    options = [*options, "--data", str(args.path.get(row.data, row.data)), "--out", str(folder)]
+    options = [*options, "--data", str(args.path.get(row.source, row.source)), "--out", str(folder)]
     if args.data_root:
         options += ["--data-root", args.data_root]
     command, kept = shlex.join([row.domain, *options]), folder / "command.txt"

@@ -44,8 +44,7 @@ def evaluate(
     With ``probe="sgd"``, the paper's, ``probe_accuracy`` is the best of the rates, chosen on the test rows, and
     ``sgd_probe`` holds that of each rate.
     """
-    train = extract_features(encoder, data.train_x, to_input)
-    test = extract_features(encoder, data.test_x, to_input)
+    train, test = (extract_features(encoder, x, to_input).to(data.train_y.device) for x in (data.train_x, data.test_x))
     found: dict[str, Any] = {"knn_accuracy": nearest_neighbours(train, data.train_y, test, data.test_y)}
     if probe == "logistic":
         return {"probe_accuracy": linear_probe(train, data.train_y, test, data.test_y), **found}

@@ -49,8 +49,9 @@ def test_the_scripts_take_every_recipe(monkeypatch, tmp_path, row, scale):
     assert seen_mixes == ["none", "cutmix" if imagenet else "mixup"]
     assert plain.augment == ("none" if row.table == "3" else "default")
     assert mixed.alpha == (2.0 if row.data == "covtype" else 1.0)
-    if row.data == "covtype":
+    if row.domain == "tabular":
         assert mixed.standardize_by == ("all" if scale == "paper" else "train")
+        assert mixed.train_rows == (100_000 if row.data == "higgs100k" else None)
     if imagenet and scale == "paper":  # a rate of 0.03 for 256, no batch normalisation in the head
         assert (plain.epochs, plain.lr, plain.queue, plain.projection_bn) == (800, 0.03, 65_536, "none")
         assert (mixed.alpha, mixed.temperature, mixed.arch) == (1.0, 0.2, "resnet50")
@@ -143,7 +144,7 @@ def test_refusals(report, options, words):
 
 def test_what_cannot_run_says_why(report):
     rows = report("table2-cpu", "2")
-    assert [row["row"] for row in rows] == ["imagenet100-moco", "imagenet-moco", "higgs-moco"]
+    assert [row["row"] for row in rows] == ["imagenet100-moco", "imagenet-moco", "higgs100k-moco", "higgs-moco"]
     assert all("cannot" in row for row in rows)
     assert "imagenet is not in" in rows[1]["cannot"]
     assert "put it there" in rows[1]["cannot"]

@@ -144,6 +144,17 @@ def test_pixels_in_memory_and_files_are_different_data(photos, tmp_path, runs, r
     assert encoder(task.to_input(task.data.test_x[torch.arange(3)])).shape == (3, 16)
 
 
+def test_what_is_in_memory_has_no_workers(photos, refusal):
+    assert "--stream: the images of digits are in memory" in refusal(image, "--stream")
+    assert "--workers 2: the images of imagenet are in memory" in refusal(image, "--data", photos, "--workers", 2)
+
+
+def test_reading_leaves_the_draws_of_the_run_alone(photos):
+    before = torch.get_rng_state()
+    files(photos, workers=0)[torch.arange(32)]
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_file_that_changed_is_other_data(photos, tmp_path):
     x = files(photos)
     assert x.identity() == files(photos).identity()

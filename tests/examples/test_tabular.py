@@ -128,17 +128,52 @@ def test_covtype_trains_with_the_paper_recipe(runs, tmp_path):
     assert (config["dropout"], config["dropout_columns"], config["standardize_by"]) == (0.2, 10, "train")
 
 
-def test_higgs_file(tmp_path):
+@pytest.fixture
+def higgs(tmp_path):
+    """A file like UCI's, and what is in it."""
     draw = np.random.default_rng(0)
     table = np.hstack([draw.integers(0, 2, (50, 1)), draw.normal(3.0, 2.0, (50, 28))])
     with gzip.open(tmp_path / "HIGGS.csv.gz", "wt", encoding="utf-8") as file:
         np.savetxt(file, table, delimiter=",", fmt="%.18e")
-    data = load_tabular(str(tmp_path / "HIGGS.csv.gz"))
+    return str(tmp_path / "HIGGS.csv.gz"), table
+
+
+def test_higgs_file(higgs):
+    path, table = higgs
+    data = load_tabular(path)
     assert data.name == "higgs"
     assert torch.equal(torch.cat([data.train_y, data.test_y]), torch.from_numpy(table[:, 0]).long())
     assert (len(data.train_x), len(data.test_x)) == (40, 10)
     np.testing.assert_allclose(data.train_x.mean(0), np.zeros(28), atol=1e-6)
     np.testing.assert_allclose(data.train_x.std(0, correction=0), np.ones(28), atol=1e-6)
+
+
+def test_of_higgs_the_papers_rows_are_drawn(higgs):
+    path, table = higgs
+    np.random.seed(1)  # noqa: NPY002, as the authors' code says it
+    rows = np.random.choice(40, 12, replace=False)  # noqa: NPY002
+    data = load_tabular(path, train_rows=12, standardize_by="all")
+    scaled = (table[:, 1:] - table[:, 1:].mean(0)) / table[:, 1:].std(0)
+    np.testing.assert_allclose(data.train_x, scaled[rows], atol=1e-5)
+    np.testing.assert_allclose(data.test_x, scaled[40:], atol=1e-5)
+    assert data.train_y.tolist() == table[rows, 0].tolist()
+    assert data.places().tolist() == [*rows, *range(40, 50)]
+    drawn = load_tabular(path, train_rows=12)
+    np.testing.assert_allclose(drawn.train_x.mean(0), np.zeros(28), atol=1e-6)
+    with pytest.raises(Refused, match=r"--train-rows 41: higgs has 40 here; the paper's come from UCI's HIGGS.csv.gz"):
+        load_tabular(path, train_rows=41)
+    with pytest.raises(Refused, match=r"--train-rows 7: only for higgs, got digits"):
+        load_tabular("digits", train_rows=7)
+
+
+def test_of_the_whole_file_the_last_half_million_test(monkeypatch):
+    table = np.zeros((1_500_000, 2), np.float32)
+    table[:, 0], table[::2, 1] = np.arange(1_500_000), 1
+    monkeypatch.setattr("runner.data.tabular._read_numbers", lambda _: np.fliplr(table))
+    monkeypatch.setattr("runner.data.tabular._columns_without_header", lambda _: 29)
+    data = load_tabular(__file__)
+    assert (len(data.train_y), len(data.test_y)) == (1_000_000, 500_000)
+    assert data.train_x.diff(dim=0).min() > 0  # in the order of the file
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ IMAGENETS = ("imagenet", "imagenet100")
 Change = Callable[[Image.Image], Image.Image]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ImageFiles:
     """Stands in for a tensor (N, 3, size, size) of bytes: rows of it are read from their files.
 
@@ -59,6 +59,8 @@ class ImageFiles:
         return False
 
     def __getitem__(self, rows: Tensor) -> Tensor:
+        if self.change is not None:  # threads share the generator that it draws from
+            return torch.stack([self.read(row) for row in rows.tolist()])
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             return torch.stack(list(pool.map(self.read, rows.tolist())))
 
@@ -82,8 +84,10 @@ class ImageFiles:
 
     def read(self, row: int) -> Tensor:
         """Read one image, (3, size, size)."""
+        if self.change is None:
+            return to_pixels(middle(self.size)(self.open(row)))
         with drawing_from(self.seed, row):
-            return to_pixels((self.change or middle(self.size))(self.open(row)))
+            return to_pixels(self.change(self.open(row)))
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from runner.data.files import ImageFiles, middle, simclr_views
 from runner.data.image import NAMED, load_image
 from runner.domain import Task
 from runner.encoders import build_encoder
+from runner.errors import Refused
 from runner.inputs import Normalize
 from runner.options import whole
 from runner.settings import Settings
@@ -59,13 +60,14 @@ class Images:
         option("--workers", type=whole(0), metavar="N", help="processes that read them (default: one per processor)")
 
     def load(self, given: Mapping[str, Any]) -> Dataset:
-        return load_image(
-            given["data"],
-            root=given["data_root"],
-            size=given["image_size"],
-            stream=given.get("stream"),
-            workers=given.get("workers"),
+        stream, workers = given.get("stream"), given.get("workers")
+        data = load_image(
+            given["data"], root=given["data_root"], size=given["image_size"], stream=stream, workers=workers
         )
+        if not isinstance(data.train_x, ImageFiles) and (stream or workers is not None):
+            option = "--stream" if stream else f"--workers {workers}"
+            raise Refused(f"{option}: the images of {data.name} are in memory; wanted a folder that is streamed")
+        return data
 
     def recipe(self, data_name: str, device: torch.device) -> dict[str, Any]:
         arch = "cnn" if device.type == "cpu" else "resnet18"

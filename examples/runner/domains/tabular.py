@@ -40,7 +40,8 @@ class TabularSettings(Settings):
     corruption: float
     dropout_columns: int | None
     standardize_by: str
-    bins: int
+    bins: int = 0
+    train_rows: int | None = None
 
 
 class Tabular:
@@ -71,7 +72,10 @@ class Tabular:
         option(
             "--standardize-by",
             choices=("train", "all"),
-            help="covtype: scale its first ten columns by the training rows (default), or as the paper by all rows",
+            help="covtype, higgs: scale the columns by the training rows (default), or as the paper by all rows",
+        )
+        option(
+            "--train-rows", type=whole(2), metavar="N", help="higgs: train on so many rows, drawn as the paper's 100k"
         )
 
     def load(self, given: Mapping[str, Any]) -> Table:
@@ -81,6 +85,7 @@ class Tabular:
             drop=given["drop"] or (),
             root=given["data_root"],
             standardize_by=given["standardize_by"] or "train",
+            train_rows=given.get("train_rows"),
         )
 
     def recipe(self, data_name: str, device: torch.device) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def open_run(
     state = read_checkpoint(checkpoint)
     config = dict(state["config"])
     if data is not None:
-        config.update(data=data, label=label, drop=drop, words=None)
+        config.update(data=data, label=label, drop=drop, words=None, train_rows=None)
     else:
         config.update({key: value for key, value in {"label": label, "drop": drop}.items() if value is not None})
     with naming(checkpoint):
