@@ -37,6 +37,10 @@ def one_line_errors() -> Iterator[None]:
             _end(str(error))
         except OSError as error:
             _end(": ".join(str(part) for part in (error.filename, error.strerror or error) if part))
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            _end(f"{str(error).splitlines()[0]}; the same command continues from the last checkpoint")
         except KeyboardInterrupt as error:
             print("interrupted; the same command continues from the last checkpoint", file=sys.stderr)
             sys.exit(128 + getattr(error, "number", signal.SIGINT))

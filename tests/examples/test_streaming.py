@@ -3,15 +3,20 @@
 import json
 import os
 import random
+import signal
+import subprocess
+import sys
+import time
 
 import image
 import numpy as np
 import pytest
 import torch
+from conftest import EXAMPLES
 from PIL import Image
 from runner.data.files import ImageFiles, TwoViews, middle, simclr_views
 from runner.data.image import load_image
-from runner.errors import Refused
+from runner.errors import Refused, one_line_errors
 from runner.sgd_probe import Schedule, sgd_probe
 from runner.state.saved import open_run
 from runner.steps import Steps
@@ -142,6 +147,31 @@ def test_pixels_in_memory_and_files_are_different_data(photos, tmp_path, runs, r
     checkpoint = tmp_path / "out" / "runs" / "moco-cutmix-seed0" / "checkpoint.pt"
     encoder, task = open_run(checkpoint, torch.device("cpu"))
     assert encoder(task.to_input(task.data.test_x[torch.arange(3)])).shape == (3, 16)
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="no process groups")
+def test_a_signal_to_the_whole_group_saves(photos, tmp_path):
+    command = [sys.executable, EXAMPLES / "image.py", *SHORT, "--epochs", 100_000, "--data", photos, "--image-size", 16]
+    command += ["--device", "cpu", "--no-controls", "--workers", 2, "--out", tmp_path / "out"]
+    child = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not list(tmp_path.rglob("checkpoint.pt")) and child.poll() is None:
+        time.sleep(0.05)
+    os.killpg(child.pid, signal.SIGTERM)
+    _, said = child.communicate(timeout=120)
+    assert child.returncode == 128 + signal.SIGTERM
+    assert "interrupted; the same command continues from the last checkpoint" in said
+    assert "Traceback" not in said
+    assert final(tmp_path / "out")["progress"]["step"] > 0
+
+
+def test_a_worker_that_is_killed_is_one_line(capsys):
+    with pytest.raises(SystemExit) as end, one_line_errors():
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error.\nTry --shm-size")
+    assert end.value.code.startswith(
+        "error: DataLoader worker (pid 7) is killed by signal: Bus error.; the same command"
+    )
+    with pytest.raises(RuntimeError, match="something else"), one_line_errors():
+        raise RuntimeError("something else")
 
 
 def test_what_is_in_memory_has_no_workers(photos, refusal):

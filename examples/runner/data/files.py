@@ -158,6 +158,7 @@ def read_ahead(read: Callable[[Hashable], Tensor], batches: Iterable[list], work
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=_stack,
+        worker_init_fn=_step_aside,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # or it would draw from the one of the run
     )
@@ -165,6 +166,12 @@ def read_ahead(read: Callable[[Hashable], Tensor], batches: Iterable[list], work
         if isinstance(batch, str):
             raise Refused(batch)
         yield batch
+
+
+def _step_aside(_worker: int) -> None:
+    """Leave the group that a terminal or ``timeout`` signals: the main process hears it and ends the workers."""
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
 
 
 class _Reading(Rows):
