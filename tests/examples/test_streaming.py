@@ -140,8 +140,8 @@ def test_killed_in_mid_epoch_a_run_goes_on_to_the_same_bits(photos, tmp_path):
 
 
 def test_pixels_in_memory_and_files_are_different_data(photos, tmp_path, runs, refusal):
-    options = (*SHORT, "--data", photos, "--image-size", 16, "--workers", 0)
-    (run,) = runs(image, *options)
+    options = (*SHORT, "--data", photos, "--image-size", 16)
+    (run,) = runs(image, *options, "--workers", 0)
     assert "stream" not in run["config"]
     assert "fingerprint" in refusal(image, *options, "--no-stream")
     checkpoint = tmp_path / "out" / "runs" / "moco-cutmix-seed0" / "checkpoint.pt"
