@@ -165,7 +165,7 @@ def many_tables(args: argparse.Namespace) -> None:
     method = args.changes.get("method", "npair")
     folder = args.out / f"tables-{method}"
     options = [word for name, value in args.changes.items() for word in (f"--{name}", value)]
-    title = f"{METHOD_NAMES.get(method, method)} on tables, {args.seeds} seeds"
+    title = f"{METHOD_NAMES.get(method, method)} on tables"
     label = args.label or "class"
     report = WinReport(folder, title, recipe={"method": method, "label": label, **args.changes})
     judge_all(

@@ -16,7 +16,7 @@ from runner.domain import Task
 from runner.domains.tabular import TABULAR
 from runner.errors import Refused
 from runner.evaluate import evaluate, extract_features, linear_probe
-from runner.report.wins import WinReport, accuracies, compare, draw_matrix, matrix, means
+from runner.report.wins import WinReport, accuracies, compare, draw_matrix, matrix, means, seeds_of
 from runner.run import parse, prepare, pretrain
 from runner.settings import Settings
 from runner.state.experiment import Experiment
@@ -154,11 +154,12 @@ def write_page(folder: Path, report: WinReport) -> str:
             found = means(cells, metric, arms)
             if not found:
                 continue
-            parts += [f"## {kind.capitalize()}, {name}", matrix(found, arms), accuracies(found, arms)]
+            parts += [f"## {kind.capitalize()}, {name}", f"Means over {seeds_of(cells)}.", matrix(found, arms)]
+            parts.append(accuracies(found, arms))
             pairs = [pair for pair in PAIRS if set(pair) <= set(arms)]
             parts.append("\n".join(f"- {compare(found, *pair)}" for pair in pairs))
             if not chosen:
-                draw_matrix(folder / f"{metric}.png", f"{report.title}, {name}", found, arms)
+                draw_matrix(folder / f"{metric}.png", f"{report.title}, {name}, {seeds_of(cells)}", found, arms)
     page = "\n\n".join(parts) + "\n"
     write_text(folder / "report.md", page)
     return page

@@ -9,7 +9,7 @@ import reproduce
 import runner.many_tables
 from runner.data.split import split_rows
 from runner.many_tables import ARMS, BOOSTING, DEVELOPMENT, JOINED, RAW
-from runner.report.wins import accuracies, compare, matrix, means, sign_test, wins
+from runner.report.wins import accuracies, compare, matrix, means, seeds_of, sign_test, wins
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 
@@ -127,6 +127,13 @@ def test_means_are_of_tables_that_have_all():
         {"table": "sun", "arm": "b", "seed": 0},
     ]
     assert means(cells, "x", ["a", "b"]) == {"sea": {"a": pytest.approx(60), "b": pytest.approx(20)}}
+
+
+def test_how_many_seeds():
+    one, two, three = ({"table": table, "seed": seed} for table, seed in (("sea", 0), ("sea", 1), ("sun", 0)))
+    assert seeds_of([one, three]) == "one seed"
+    assert seeds_of([one, two]) == "2 seeds"
+    assert seeds_of([one, two, three]) == "1 to 2 seeds"
 
 
 def test_the_recipe_was_chosen_on_few_tables():

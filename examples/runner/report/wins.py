@@ -60,6 +60,17 @@ def means(cells: Iterable[Cell], metric: str, arms: Sequence[str]) -> dict[str, 
     return {table: {arm: mean(ways[arm]) for arm in arms} for table, ways in complete.items()}
 
 
+def seeds_of(cells: Iterable[Cell]) -> str:
+    """How many seeds the most repeated way has on each table, in words."""
+    counts: dict[str, set[int]] = {}
+    for cell in cells:
+        counts.setdefault(cell["table"], set()).add(cell["seed"])
+    numbers = sorted({len(seeds) for seeds in counts.values()})
+    if numbers == [1]:
+        return "one seed"
+    return f"{' to '.join(str(n) for n in dict.fromkeys((numbers[0], numbers[-1])))} seeds"
+
+
 def wins(found: dict[str, dict[str, float]], one: str, other: str) -> tuple[int, int]:
     """On how many tables one is ahead of the other, and on how many behind; equal to 0.01 points is neither."""
     differences = [round(arms[one] - arms[other], 2) for arms in found.values()]
