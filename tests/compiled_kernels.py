@@ -85,14 +85,19 @@ def card(capability):
         yield compiled
 
 
-def sweep(n, d, dtype, *, left_out=2, negatives=0, ids=False, wants_mean=True):
-    """Both sweeps over a batch, as a loss and its gradients launch them."""
+def sweep(n, d, dtype, *, left_out=2, negatives=0, ids=False, wants_mean=True, bounded=True):
+    """Both sweeps over a batch, as a loss and its gradients launch them; a learnt temperature bounds no logits."""
     query, key, more = (torch.empty(count, d, dtype=dtype) for count in (n, n, negatives))
     columns = torch.empty(n, left_out, dtype=torch.int64)
     numbers = [torch.empty(count, dtype=torch.int64) for count in (n, n, negatives)] if ids else []
     without = LeftOut(columns, *numbers)
-    way = triton_sweep if d <= triton_sweep.MAX_DIM else triton_blocks
-    way.sweep_keys(query, key, more if negatives else None, without, wants_mean)
+    arguments = query, key, more if negatives else None, without, wants_mean
+    if d <= triton_sweep.MAX_DIM:
+        way = triton_sweep
+        way.sweep_keys(*arguments, bounded)
+    else:
+        way = triton_blocks
+        way.sweep_keys(*arguments)
     way.sweep_queries(query, key, without, torch.empty(n), torch.empty(n))
 
 
@@ -120,7 +125,7 @@ def rarer():
         for d in (64, 128, 256):
             for count, ids in ((1, False), (2, False), (4, False), (2, True), (6, True)):
                 name = f"{kind} {d}, {count} left out{', ids' if ids else ''}"
-                how = {"left_out": count, "ids": ids, "wants_mean": count != 1}
+                how = {"left_out": count, "ids": ids, "wants_mean": count != 1, "bounded": count != 2}
                 yield name, partial(sweep, 2048, d, dtype, negatives=4096, **how)
         for d in (300, 768):
             yield f"{kind} {d}", partial(sweep, 300, d, dtype, negatives=500, ids=True)

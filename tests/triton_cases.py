@@ -15,7 +15,7 @@ triton = pytest.importorskip("triton", reason="Triton is not installed")
 import reference  # noqa: E402
 
 from imix_aug import VirtualLabels, _backend  # noqa: E402
-from imix_aug._cross_entropy import operator, triton_blocks, triton_sweep  # noqa: E402
+from imix_aug._cross_entropy import blocked, operator, triton_blocks, triton_sweep  # noqa: E402
 from imix_aug._cross_entropy import triton as kernels  # noqa: E402
 from imix_aug._cross_entropy.columns import NOTHING, LeftOut, Positives  # noqa: E402
 from imix_aug._cross_entropy.triton_tiles import BlockTile, Tile  # noqa: E402
@@ -82,9 +82,14 @@ def agree(query, key, negatives=None, left_out=NOTHING, tolerance=None):
     weight = torch.randn(len(query))
     tolerance = tolerance or TOLERANCE[query.dtype]
     lse, mean, key_grad = both_sweeps(query, key, negatives, left_out)
-    results = lse, mean, key_grad, kernels.sweep_queries(query, key, left_out, lse, weight)
-    wanted = dense(query, key, negatives, left_out, weight)
-    for name, result, want in zip(("lse", "query", "key", "weighted key"), results, wanted, strict=True):
+    results = [lse, mean, key_grad, kernels.sweep_queries(query, key, left_out, lse, weight)]
+    wanted = [*dense(query, key, negatives, left_out, weight)]
+    names = ["lse", "query", "key", "weighted key"]
+    logits = [query.double() @ keys.double().T for keys in (key, negatives) if keys is not None]
+    if torch.cat(logits, 1).abs().max() <= blocked.SAFE_LOGIT:
+        results += kernels.sweep_keys(query, key, negatives, left_out, True, bounded=True)
+        wanted, names = wanted + wanted[:2], [*names, "bounded lse", "bounded query"]
+    for name, result, want in zip(names, results, wanted, strict=True):
         assert result.dtype == torch.float32
         assert result.shape == want.shape, name
         error = (result.double() - want).norm() / want.norm().clamp_min(1e-6)
@@ -207,6 +212,21 @@ def test_any_temperature(d, scale, small_tiles):
     # Rows of unit length divided by a temperature from a million down to 1e-4: a softmax from flat to one-hot.
     query, key = (torch.nn.functional.normalize(rows(n, d)) for n in (33, 70))
     agree(query * scale, key, tolerance=1e-5 if scale < 1e3 else 2e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_bounded_logits_up_to_the_bound(dtype, small_tiles):
+    """Each row has one logit of 32 and one of minus 32, among keys and negatives."""
+    key = torch.nn.functional.normalize(rows(33, 8))
+    query = (key * blocked.SAFE_LOGIT).to(dtype)
+    agree(query, key.to(dtype), -key.to(dtype))
+    agree(query, -key.to(dtype), None, LeftOut(torch.arange(33)[:, None]))
+
+
+def test_what_is_said_to_be_bounded_is_not_looked_at(small_tiles):
+    query, key = rows(5, 8), rows(40, 8)
+    lse, _ = kernels.sweep_keys(100 * query, key, None, NOTHING, False, bounded=True)
+    assert (lse == torch.inf).any()
 
 
 @pytest.mark.parametrize("d", [8, 300])

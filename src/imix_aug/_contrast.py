@@ -11,6 +11,7 @@ from torch import Tensor
 from imix_aug import _check
 from imix_aug._check import Reduction
 from imix_aug._class_labels import over_class_mates, over_classes
+from imix_aug._cross_entropy.blocked import SAFE_LOGIT
 from imix_aug._cross_entropy.columns import LeftOut, Positives
 from imix_aug._cross_entropy.operator import autocast_dtype
 from imix_aug._embeddings import prepared, product_dtype
@@ -51,6 +52,11 @@ class Contrast:
         """Tell what else ranks exchange, which all of them must do alike (``ranks.TRAVELLING``)."""
         weighted_mean = self.weight is not None and self.reduction == "mean"
         return self.ids is not None, weighted_mean, weighted_mean and _needs_gradient(self.weight)
+
+    @property
+    def bounds_logits(self) -> bool:
+        """Tell whether unit rows and a known temperature keep all logits small."""
+        return self.normalize and isinstance(self.temperature, float) and self.temperature * SAFE_LOGIT >= 1
 
     def cross_entropy(
         self,
@@ -98,6 +104,7 @@ class Contrast:
             dtype=dtype,
             summed=summed,
             weight=counts if summed else None,
+            bounded=self.bounds_logits,
         )
         if not summed and counts is not None:
             losses = losses * counts

@@ -31,6 +31,7 @@ def soft_cross_entropy(
     dtype: torch.dtype,
     summed: bool = False,
     weight: Tensor | None = None,
+    bounded: bool = False,
     ring: str = "",
 ) -> Tensor:
     """Return the cross-entropy of each row's soft label and the softmax of its logits ``<query_i, key_j>``.
@@ -45,6 +46,7 @@ def soft_cross_entropy(
         dtype: what the matrix products take in; sums are kept in float32 or float64.
         summed: return the sum of the rows, whose gradient in the keys then comes out of the forward pass.
         weight: ``(N,)``, constant, what the rows count in that sum; default one.
+        bounded: no logit passes ``blocked.SAFE_LOGIT``, as the caller knows.
         ring: the name of a process group, between whose ranks the keys of each are passed round.
 
     Returns:
@@ -58,7 +60,7 @@ def soft_cross_entropy(
     arguments = (
         *(query, key, negatives),
         *(positives.columns, positives.shares, *left_out, further, weight),
-        *(dtype, summed, wants_query_grad, wants_key_grad, ring),
+        *(dtype, summed, wants_query_grad, wants_key_grad, bounded, ring),
     )
     # One opaque operator; plain torch in eager mode does without, and saves its cost.
     if readable(query):
@@ -97,6 +99,7 @@ def _forward(
     summed: bool,
     wants_query_grad: bool,
     wants_key_grad: bool,
+    bounded: bool,
     ring: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     with without_autocast(query):
@@ -105,7 +108,9 @@ def _forward(
         positives, without = Positives(columns, shares), LeftOut(left_out, row_ids, key_ids, negative_ids)
         key_grad_too = _comes_with_forward(summed, ring) and wants_key_grad
         if ring or runs_triton(query.device):
-            rest, mean = _sweep_keys(query, key, negatives, without.and_columns(columns), wants_query_grad, ring)
+            rest, mean = _sweep_keys(
+                query, key, negatives, without.and_columns(columns), wants_query_grad, bounded, ring
+            )
             found = settle(query, key, positives, rest, mean, further)
             key_grad = None
             if key_grad_too:
@@ -126,13 +131,19 @@ def _forward(
 
 
 def _sweep_keys(
-    query: Tensor, key: Tensor, negatives: Tensor | None, left_out: LeftOut, wants_mean: bool, ring: str
+    query: Tensor,
+    key: Tensor,
+    negatives: Tensor | None,
+    left_out: LeftOut,
+    wants_mean: bool,
+    bounded: bool,
+    ring: str,
 ) -> tuple[Tensor, Tensor | None]:
     if not ring:
-        return sweep_keys(query, key, negatives, left_out, wants_mean)
+        return sweep_keys(query, key, negatives, left_out, wants_mean, bounded)
     from imix_aug._cross_entropy.ring import sweep_keys as ring_sweep_keys
 
-    return ring_sweep_keys(query, key, negatives, left_out, wants_mean, ring)
+    return ring_sweep_keys(query, key, negatives, left_out, wants_mean, bounded, ring)
 
 
 def _comes_with_forward(summed: bool, ring: str) -> bool:
@@ -145,7 +156,7 @@ _operator = torch.library.custom_op("imix_aug::soft_cross_entropy", _forward, mu
 
 @_operator.register_fake
 def _(query: Tensor, key: Tensor, _negatives: Tensor | None, columns: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    *_, dtype, summed, wants_query_grad, wants_key_grad, ring = rest
+    *_, dtype, summed, wants_query_grad, wants_key_grad, _bounded, ring = rest
     per_row = query.new_empty(query.shape[0], dtype=torch.promote_types(dtype, torch.float32))
     return (
         per_row.new_empty(()) if summed else per_row,
@@ -188,7 +199,7 @@ def _(_query: Tensor, key: Tensor, *rest: Any) -> Tensor:
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    query, key, negatives, columns, _, *left_out, further, weight, dtype, summed, _, _, ring = inputs
+    query, key, negatives, columns, _, *left_out, further, weight, dtype, summed, _, _, _, ring = inputs
     _, logits, level, excess, query_grad, key_grad = output
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(
@@ -200,7 +211,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 def _gradients(ctx: Any, grad: Tensor | None, *_none: object) -> tuple[Tensor | None, ...]:
     if grad is None:
-        return (None,) * 16
+        return (None,) * 17
     refuse_batched(grad)
     query, key, negatives, logits, columns, *saved = ctx.saved_tensors
     left_out, row_ids, key_ids, negative_ids, further, weight, level, excess, query_grad, key_grad = saved
@@ -230,7 +241,7 @@ def _gradients(ctx: Any, grad: Tensor | None, *_none: object) -> tuple[Tensor | 
         if needs_further:
             to_further = torch.exp(further - level) * by_row
     gradients = once_differentiable((to_query, to_key, to_negatives, to_shares, to_further), query, key, grad)
-    return (*gradients[:3], None, gradients[3], *(None,) * 4, gradients[4], *(None,) * 6)
+    return (*gradients[:3], None, gradients[3], *(None,) * 4, gradients[4], *(None,) * 7)
 
 
 _operator.register_autograd(_gradients, setup_context=_keep)

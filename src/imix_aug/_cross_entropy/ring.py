@@ -14,15 +14,21 @@ from imix_aug._cross_entropy.route import moves, nodes_of
 
 
 def sweep_keys(
-    query: Tensor, key: Tensor, negatives: Tensor | None, left_out: LeftOut, wants_mean: bool, group_name: str
+    query: Tensor,
+    key: Tensor,
+    negatives: Tensor | None,
+    left_out: LeftOut,
+    wants_mean: bool,
+    bounded: bool,
+    group_name: str,
 ) -> tuple[Tensor, Tensor | None]:
     """Do as ``sweeps.sweep_keys`` does, over the keys of all ranks; what is left out by number is this rank's."""
     blocks = Ring(group_name, key.device).pass_round(key, left_out.key_ids)
     own, _ = next(blocks)
-    total, mean_key = sweeps.sweep_keys(query, own, negatives, left_out, wants_mean)
+    total, mean_key = sweeps.sweep_keys(query, own, negatives, left_out, wants_mean, bounded)
     for block, ids in blocks:
         passing = LeftOut(row_ids=left_out.row_ids, key_ids=ids)
-        lse, mean_of_block = sweeps.sweep_keys(query, block, None, passing, wants_mean)
+        lse, mean_of_block = sweeps.sweep_keys(query, block, None, passing, wants_mean, bounded)
         merged = torch.logaddexp(total, lse)
         if mean_key is not None and mean_of_block is not None:
             anchor = torch.where(merged.isinf(), 0, merged)

@@ -13,11 +13,16 @@ from imix_aug._cross_entropy.positives import add_key_grad
 
 
 def sweep_keys(
-    query: Tensor, key: Tensor, negatives: Tensor | None, left_out: LeftOut, wants_mean: bool
+    query: Tensor, key: Tensor, negatives: Tensor | None, left_out: LeftOut, wants_mean: bool, bounded: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Return each row's log-sum-exp over all columns that it does not leave out, and its softmax-weighted mean key."""
+    """Return each row's log-sum-exp over all columns that it does not leave out, and its softmax-weighted mean key.
+
+    ``bounded`` says that no logit passes ``blocked.SAFE_LOGIT``.
+    """
     arguments = (query, key, negatives, left_out, wants_mean)
-    return with_kernels(query.device, lambda: _kernels().sweep_keys(*arguments), lambda: blocked.sweep_keys(*arguments))
+    return with_kernels(
+        query.device, lambda: _kernels().sweep_keys(*arguments, bounded), lambda: blocked.sweep_keys(*arguments)
+    )
 
 
 def sweep_queries(query: Tensor, key: Tensor, left_out: LeftOut, level: Tensor, weight: Tensor) -> Tensor:

@@ -16,13 +16,13 @@ _TRITON = tuple(int(part) for part in importlib.metadata.version("triton").split
 
 
 def sweep_keys(
-    query: Tensor, key: Tensor, negatives: Tensor | None, left_out: LeftOut, wants_mean: bool
+    query: Tensor, key: Tensor, negatives: Tensor | None, left_out: LeftOut, wants_mean: bool, bounded: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """Return each row's log-sum-exp over all columns that it does not leave out, and its softmax-weighted mean key."""
     if query.dtype == torch.float64:
         return blocked.sweep_keys(query, key, negatives, left_out, wants_mean)
     if _stays_on_chip(query):
-        return triton_sweep.sweep_keys(query, key, negatives, left_out, wants_mean)
+        return triton_sweep.sweep_keys(query, key, negatives, left_out, wants_mean, bounded)
     return triton_blocks.sweep_keys(query, key, negatives, left_out, wants_mean)
 
 

@@ -38,7 +38,7 @@ _LONGEST_STEP = 128
 
 
 def sweep_keys(
-    query: Tensor, key: Tensor, negatives: Tensor | None, left_out: LeftOut, wants_mean: bool
+    query: Tensor, key: Tensor, negatives: Tensor | None, left_out: LeftOut, wants_mean: bool, bounded: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Return each row's log-sum-exp over all columns that it does not leave out, and its softmax-weighted mean key."""
     (n, d), m, k = query.shape, len(key), 0 if negatives is None else len(negatives)
@@ -59,7 +59,7 @@ def sweep_keys(
             query, key, negatives, columns, *ids_of(left_out), partial_lse, partial_mean, n, m, k, depth, splits,
             KEPT=kept, SWEPT=swept, WIDTH=width, SHIFT=_shift(query),
             LEFT_OUT=0 if columns is None else columns.shape[1],
-            PART_WIDTH=width != depth,
+            PART_WIDTH=width != depth, PEAK=not bounded or query.dtype == torch.float16,  # whose range is too small
             num_warps=warps, num_stages=stages, enable_fp_fusion=True,
         )  # fmt: skip
         if splits > 1:
@@ -216,7 +216,7 @@ def _leave_out(
 def _sweep_keys(
     query, key, negatives, left_out, row_ids, key_ids, negative_ids, lse, mean, n, m, k, depth, splits,
     KEPT: tl.constexpr, SWEPT: tl.constexpr, WIDTH: tl.constexpr, SHIFT: tl.constexpr, LEFT_OUT: tl.constexpr,
-    PART_WIDTH: tl.constexpr,
+    PART_WIDTH: tl.constexpr, PEAK: tl.constexpr,
 ):  # fmt: skip
     """Give a tile of queries the log-sum-exp and the mean key of one split of the columns."""
     start = tl.program_id(0) * KEPT
@@ -263,16 +263,21 @@ def _sweep_keys(
                 column_id = tl.load(ids + column, mask=column < count - first, other=0)
                 logits = tl.where(column_id[None, :] == row_id[:, None], -INF, logits)
 
-        # A maximum passes over NaN; the total below does not. With an infinite peak, whose difference from itself
-        # would be NaN, nothing is subtracted: exp2 gives the right zeros and infinities as it stands.
-        higher = tl.maximum(peak, tl.max(logits, 1))
-        anchor = tl.where(tl.abs(higher) == INF, 0.0, higher * LOG2_E)
-        weight = tl.exp2(logits * LOG2_E - (anchor - SHIFT)[:, None])
-        fade = tl.exp2(peak * LOG2_E - anchor)
-        total = total * fade + tl.sum(weight, 1)
+        if PEAK:
+            # A maximum passes over NaN; the total below does not. With an infinite peak, whose difference from itself
+            # would be NaN, nothing is subtracted: exp2 gives the right zeros and infinities as it stands.
+            higher = tl.maximum(peak, tl.max(logits, 1))
+            anchor = tl.where(tl.abs(higher) == INF, 0.0, higher * LOG2_E)
+            weight = tl.exp2(logits * LOG2_E - (anchor - SHIFT)[:, None])
+            fade = tl.exp2(peak * LOG2_E - anchor)
+            total = total * fade
+            weighted = weighted * fade[:, None]
+            peak = higher
+        else:
+            weight = tl.exp2(logits * LOG2_E + SHIFT)
+        total += tl.sum(weight, 1)
         if mean is not None:
-            weighted = tl.dot(weight.to(swept.dtype), swept, weighted * fade[:, None], input_precision="tf32")
-        peak = higher
+            weighted = tl.dot(weight.to(swept.dtype), swept, weighted, input_precision="tf32")
 
     anchor = tl.where(tl.abs(peak) == INF, 0.0, peak)
     tl.store(lse + split.to(tl.int64) * n + row, anchor + (tl.log2(total) - SHIFT) * LN_2, mask=row < n)

@@ -1,8 +1,9 @@
 """How much a program holds at once, by card.
 
 The sum that a program keeps is (rows kept x D) float32 in registers, beside it a tile of logits; swept rows lie in
-shared memory. Each tile here is, as compiled, one of the fewest instructions per logit among those that spill no
-register and fit the card's shared memory (``tests/compiled_kernels.py``). No clock was asked: no card was at hand.
+shared memory. Each tile here is, as compiled, one of the fewest instructions per logit among those that fit the card's
+shared memory and spill no register where logits are bounded (``tests/compiled_kernels.py``). No clock was asked: no card
+was at hand.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ _HOPPER: _Tiles = {
 # Matrix units with a memory of their own for sums.
 _BLACKWELL: _Tiles = {
     (2, 64): (Tile(128, 128, 8, 2), Tile(128, 128, 8, 2)),
-    (2, 128): (Tile(128, 64, 8, 2), Tile(128, 128, 8, 2)),
-    (2, 256): (Tile(64, 64, 8, 2), Tile(128, 64, 8, 2)),
+    (2, 128): (Tile(128, 128, 8, 2), Tile(128, 128, 8, 2)),
+    (2, 256): (Tile(128, 64, 8, 2), Tile(128, 64, 8, 2)),
     (4, 64): (Tile(128, 128, 8, 2), Tile(128, 128, 8, 2)),
     (4, 128): (Tile(128, 64, 8, 2), Tile(128, 64, 8, 2)),
     (4, 256): (Tile(64, 32, 8, 2), Tile(64, 32, 8, 2)),

@@ -1,4 +1,4 @@
-"""solo-learn's SimCLR: the crops' projections are stacked, with an index per row; an online classifier learns beside."""
+"""solo-learn's SimCLR: the projections are stacked, with an index per row; an online classifier learns beside."""
 
 # solo/methods/simclr.py
 import torch
