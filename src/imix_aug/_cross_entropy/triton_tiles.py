@@ -2,8 +2,8 @@
 
 The sum that a program keeps is (rows kept x D) float32 in registers, beside it a tile of logits; swept rows lie in
 shared memory. Each tile here is, as compiled, one of the fewest instructions per logit among those that fit the card's
-shared memory and spill no register where logits are bounded (``tests/compiled_kernels.py``). No clock was asked: no card
-was at hand.
+shared memory and spill no register where logits are bounded (``tests/compiled_kernels.py``). No clock was asked: no
+card was at hand.
 """
 
 from __future__ import annotations
