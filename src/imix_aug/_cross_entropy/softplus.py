@@ -5,8 +5,6 @@ again on the way back. ``LeftOut`` says which columns a row does not count, its 
 are weighed apart, where nothing cancels.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
