@@ -19,7 +19,7 @@ def test_report_names_versions_devices_and_backends():
     assert run.stdout.startswith(f"imix_aug {imix_aug.__version__}\n")
     assert f"torch {torch.__version__.partition('+')[0]}" in run.stdout
     assert "\ncpu: " in run.stdout
-    assert "  backend: torch, block by block (there are kernels for CUDA alone)" in run.stdout
+    assert "  backend: torch, block by block (only CUDA has kernels)" in run.stdout
 
 
 CARD = torch.device("cuda", 0)
@@ -46,12 +46,12 @@ def test_what_keeps_a_card_from_the_kernels_is_said(monkeypatch):
         main.backend(CARD)
     monkeypatch.delenv("IMIX_AUG_BACKEND")
     monkeypatch.setattr(_backend, "capability", lambda device: (7, 5))
-    assert "compute capability 8.0 or more" in main.backend(CARD)
+    assert "compute capability 8.0 or higher" in main.backend(CARD)
     monkeypatch.setattr(_backend, "_import_error", lambda: "it is not installed")
     assert "Triton cannot be imported: it is not installed" in main.backend(CARD)
     monkeypatch.setattr(torch.version, "hip", "6.4")
     assert "NVIDIA's matrix units" in main.backend(CARD)
-    assert "kernels for CUDA alone" in main.backend(torch.device("mps"))
+    assert "only CUDA has kernels" in main.backend(torch.device("mps"))
     with (
         pytest.raises(ValueError, match="name must be one of 'auto', 'torch', 'triton', got 'gpu'"),
         use_backend("gpu"),

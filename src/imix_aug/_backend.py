@@ -66,16 +66,16 @@ def runs_triton(device: torch.device) -> bool:
 def why_not_triton(device: torch.device) -> str | None:
     """Return why plain torch computes on the device, or None where the kernels do."""
     if device.type != "cuda":
-        return "there are kernels for CUDA alone"
+        return "only CUDA has kernels"
     if torch.version.hip is not None:
-        return "the kernels are made for NVIDIA's matrix units"
+        return "the kernels are made for NVIDIA's matrix units, and this torch is built for ROCm"
     name = chosen()
     if name == "torch":
         return f'"torch" was chosen, by use_backend or {VARIABLE}'
     if (error := _import_error()) is not None:
         return f"Triton cannot be imported: {error}"
     if capability(device) < (8, 0):
-        return "the kernels want compute capability 8.0 or more"
+        return "the kernels need compute capability 8.0 or higher"
     if _failure is not None and name == "auto":
         return f"a kernel failed before: {_failure}"
     return None

@@ -1,4 +1,4 @@
-"""IMixLoss: a loss that somebody else wrote, against virtual labels."""
+"""IMixLoss: a loss that somebody else wrote, applied to virtual labels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from imix_aug._memory import Look
 
 
 class IMixLoss(nn.Module):
-    """Take a loss that somebody else wrote against virtual labels.
+    """Apply a loss that somebody else wrote to virtual labels.
 
     The loss of a mixed row is the criterion's against the row itself, times lambda, plus the criterion's against its
     partner, times one minus lambda (Lee et al., ICLR 2021, arXiv 2010.08887, equation 4).
@@ -34,7 +34,7 @@ class IMixLoss(nn.Module):
 
     Call it with ``(a, b, labels)``, or ``(logits, labels)`` for logits; without labels it is the criterion itself.
     Further arguments go on to the criterion: by position after the labels, or by name.
-    A criterion that returns a scalar has mixed its rows up already, so it needs one lambda per batch
+    A criterion that returns a scalar has averaged its rows already, so it needs one lambda per batch
     (``IMix(per_sample=False)``). PyTorch's cross-entropy, unless classes are weighted or ignored, is asked for its rows
     instead, so any lambdas do, whatever its reduction.
 

@@ -53,7 +53,7 @@ def imix_nce_loss(
         temperature: what the logits are divided by, a positive float or a 0-d tensor, which may need a gradient.
         negatives: ``(K, D)``, more keys that belong to no row, such as ``NegativeQueue.negatives``.
             A gradient goes to those that need one.
-        normalize: scale all rows to unit length first (those shorter than 1e-12 are divided by that).
+        normalize: scale all rows to unit length first (one shorter than 1e-12 is divided by 1e-12).
         reduction: "mean", "sum", or "none" for a loss per row.
         gather_distributed: take the keys of all ranks of ``process_group``, gradients included, so that DDP's averaged
             gradients equal those of one process with the whole batch. All ranks need equal batch sizes.
@@ -145,7 +145,7 @@ def imix_ntxent_loss(
         labels: the virtual labels of both mixed views; None for unmixed ones.
         temperature: what the logits are divided by, a positive float or a 0-d tensor, which may need a gradient.
         negatives: ``(K, D)``, more keys that belong to no row.
-        normalize: scale all rows to unit length first (those shorter than 1e-12 are divided by that).
+        normalize: scale all rows to unit length first (one shorter than 1e-12 is divided by 1e-12).
         reduction: "mean" and "sum" over the rows of the two views' mean, or "none" for that mean per row.
         gather_distributed: take the keys of all ranks of ``process_group``, gradients included.
         process_group: a group or a mesh of one dimension; default the default group.
@@ -242,7 +242,7 @@ def imix_clip_loss(
         labels: what ``IMix`` returned beside the mixed side, whose partners are a permutation; None for an unmixed one.
         temperature: what the logits are divided by, a positive float or a 0-d tensor, which may need a gradient.
             CLIP's ``logit_scale`` is the logarithm of its inverse: pass ``1 / logit_scale.exp()``.
-        normalize: scale all rows to unit length first (those shorter than 1e-12 are divided by that).
+        normalize: scale all rows to unit length first (one shorter than 1e-12 is divided by 1e-12).
         reduction: "mean" and "sum" over the rows of both directions' mean, or "none" for that mean per row.
         gather_distributed: take the rows of all ranks of ``process_group``, gradients included.
         process_group: a group or a mesh of one dimension; default the default group.
@@ -324,7 +324,7 @@ def imix_supcon_loss(
         labels: what ``IMix`` returned beside the mixed view; None for an unmixed batch.
         temperature: what the logits are divided by, a positive float or a 0-d tensor, which may need a gradient.
         negatives: ``(K, D)``, more keys that belong to no class of the batch.
-        normalize: scale all rows to unit length first (those shorter than 1e-12 are divided by that).
+        normalize: scale all rows to unit length first (one shorter than 1e-12 is divided by 1e-12).
         reduction: "mean", "sum", or "none" for a loss per row.
         gather_distributed: take the keys and classes of all ranks of ``process_group``, gradients included.
         process_group: a group or a mesh of one dimension; default the default group.
@@ -401,7 +401,7 @@ def imix_byol_loss(
         prediction: ``(N, D)``, the predictor's output for the mixed view.
         target: ``(N, D)``, the target projection of the other, unmixed view; a constant, no gradient goes to it.
         labels: what ``IMix`` returned beside the mixed view; None for an unmixed batch.
-        normalize: scale all rows to unit length first (those shorter than 1e-12 are divided by that).
+        normalize: scale all rows to unit length first (one shorter than 1e-12 is divided by 1e-12).
         reduction: "mean", "sum", or "none" for a loss per row.
 
     Returns:

@@ -57,7 +57,7 @@ def imix_sigmoid_loss(
             SigLIP's ``logit_scale`` is the logarithm of its inverse: pass ``1 / logit_scale.exp()``.
         bias: what is added to the logits, a float or a 0-d tensor, which may need a gradient: SigLIP's ``logit_bias``.
         negatives: ``(K, D)``, more keys that belong to no row.
-        normalize: scale all rows to unit length first (those shorter than 1e-12 are divided by that).
+        normalize: scale all rows to unit length first (one shorter than 1e-12 is divided by 1e-12).
         reduction: "mean" and "sum" over the rows, each the sum over its columns, or "none" for a loss per row.
         gather_distributed: take the keys of all ranks of ``process_group``, gradients included; every rank holds them.
         process_group: a group or a mesh of one dimension; default the default group.

@@ -250,7 +250,7 @@ def _(see, tmp_path, **_):
     return seen
 
 
-@case("a loss that is no number any more")
+@case("a loss that becomes NaN or infinite")
 def _(see, **_):
     return see(tabular, "--method", "byol", "--epochs", 30, "--lr", 1e30, train=True)
 

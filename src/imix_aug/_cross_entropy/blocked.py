@@ -26,7 +26,7 @@ MIN_ROWS = 128
 KEY_TILE = 1 << 21
 NEGATIVE_TILE = 1 << 19
 
-# Logits up to this size need no peak taken off: their powers, those' sums and quotients are far from float32's ends.
+# Up to here neither the powers of logits nor their sums and quotients can overflow or underflow, so no peak is needed.
 SAFE_LOGIT = 32.0
 
 _capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()

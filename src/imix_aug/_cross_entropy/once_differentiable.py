@@ -1,4 +1,4 @@
-"""Derivatives that there are none of, refused in one line of our own."""
+"""Derivatives that the losses do not have, each refused in one line."""
 
 from typing import Any
 
