@@ -64,13 +64,13 @@ def over_class_mates(components: Positives, key: Tensor, keys: Keys, classes: Te
 
 def _mates(classes: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
     """Return for each column a row of its class that is none of the columns beside it, and whether there is one."""
-    n, few = columns.shape
+    n, width = columns.shape
     ordered, order = classes.sort(stable=True)
     position = torch.empty_like(order).scatter(0, order, torch.arange(n, device=order.device))
     start, end = (torch.searchsorted(ordered, classes, side=side) for side in ("left", "right"))
     start, size, position = start[columns], (end - start)[columns], position[columns]
     mates, found = columns, torch.zeros_like(columns, dtype=torch.bool)
-    for step in range(1, few + 1):  # Among so many steps one at least does not end at a column beside it.
+    for step in range(1, width + 1):  # Among so many steps one at least does not end at a column beside it.
         candidate = order[start + (position - start + step) % size]
         is_free = (candidate[:, :, None] != columns[:, None]).all(dim=2) & ~found
         mates, found = torch.where(is_free, candidate, mates), found | is_free

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from imix_aug import _check
 from imix_aug._labels import VirtualLabels
+from imix_aug._losses import reduce
 from imix_aug._memory import Look
 
 
@@ -137,7 +138,7 @@ class IMixLoss(nn.Module):
             raise ValueError(f"criterion must return a scalar or shape ({n},), got {tuple(own.shape)}")
         lam = lam.to(torch.promote_types(own.dtype, lam.dtype))
         losses = (lam * own + (1 - lam) * other).to(own.dtype)
-        return losses if by_rows is None else _reduce(losses, criterion.reduction)
+        return losses if by_rows is None else reduce(losses, criterion.reduction)
 
     def _logits(self, value: object) -> Tensor:
         logits = _check.matrix("logits", value)
@@ -181,12 +182,6 @@ def _by_rows(criterion: Any) -> Callable[[Tensor, Tensor], Tensor] | None:
     if isinstance(criterion, nn.NLLLoss):
         return functools.partial(F.nll_loss, reduction="none")
     return functools.partial(F.cross_entropy, reduction="none", label_smoothing=criterion.label_smoothing)
-
-
-def _reduce(losses: Tensor, reduction: object) -> Tensor:
-    if reduction == "none":
-        return losses
-    return losses.mean() if reduction == "mean" else losses.sum()
 
 
 def _batch_lambda(lam: Tensor) -> Tensor:

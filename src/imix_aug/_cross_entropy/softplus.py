@@ -43,8 +43,7 @@ def softplus_sums(query: Tensor, key: Tensor, bias: Tensor, left_out: LeftOut, d
     if dtype == torch.float16:  # where the logistic function of a usual bias, -10, has lost its digits
         dtype = torch.float32
     arguments = (query, key, bias, left_out.columns, left_out.row_ids, left_out.key_ids, dtype)
-    sums: Tensor = _Sums.apply(*arguments) if readable(query) or differentiates() else _operator(*arguments)
-    return sums
+    return _Sums.apply(*arguments) if readable(query) or differentiates() else _operator(*arguments)
 
 
 class _Tiles:
@@ -124,31 +123,13 @@ _gradients_operator = torch.library.custom_op("imix_aug::softplus_sums_gradients
 
 
 @_operator.register_fake
-def _(
-    query: Tensor,
-    key: Tensor,
-    bias: Tensor,
-    columns: Tensor | None,
-    row_ids: Tensor | None,
-    key_ids: Tensor | None,
-    dtype: torch.dtype,
-) -> Tensor:
-    return query.new_empty(query.shape[0], dtype=torch.promote_types(dtype, torch.float32))
+def _(query: Tensor, *rest: Any) -> Tensor:
+    return query.new_empty(query.shape[0], dtype=torch.promote_types(rest[-1], torch.float32))
 
 
 @_gradients_operator.register_fake
-def _(
-    query: Tensor,
-    key: Tensor,
-    bias: Tensor,
-    columns: Tensor | None,
-    row_ids: Tensor | None,
-    key_ids: Tensor | None,
-    grad: Tensor,
-    dtype: torch.dtype,
-    wants_query_grad: bool,
-    wants_key_grad: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(query: Tensor, key: Tensor, bias: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *_, dtype, wants_query_grad, wants_key_grad = rest
     kind = torch.promote_types(dtype, torch.float32)
     return (
         query.new_empty(query.shape if wants_query_grad else (0,), dtype=kind),
