@@ -177,6 +177,7 @@ CONTRASTIVE = {
         q, k, torch.arange(len(q), device=q.device) // 2, labels, **settings
     ),
 }
+AND_CLIP = CONTRASTIVE | {"clip": lambda q, k, labels, **settings: imix_clip_loss(q, k, labels, **settings)}
 ALL = CONTRASTIVE | {"byol": lambda p, z, labels, **settings: imix_byol_loss(p, z, labels, **settings)}
 
 
@@ -189,11 +190,11 @@ def test_gradcheck(loss, reduction):
     assert torch.autograd.gradcheck(lambda q, k: ALL[loss](q, k, labels, reduction=reduction), (q, k))
 
 
-@pytest.mark.parametrize("loss", CONTRASTIVE)
+@pytest.mark.parametrize("loss", AND_CLIP)
 @pytest.mark.parametrize("temperature", [0.2, torch.tensor(0.2, requires_grad=True)])
 def test_a_second_derivative_is_refused(loss, temperature):
     q, k = torch.randn(4, 3, requires_grad=True), torch.randn(4, 3, requires_grad=True)
-    value = CONTRASTIVE[loss](q, k, VirtualLabels.identity(4), temperature=temperature)
+    value = AND_CLIP[loss](q, k, VirtualLabels.identity(4), temperature=temperature)
     for wrt in (q, k):
         (grad,) = torch.autograd.grad(value, wrt, create_graph=True)
         with pytest.raises(RuntimeError, match="no second derivative"):
@@ -559,13 +560,13 @@ def test_ids_hard_negatives_and_weights_are_the_dense_formula(loss, n, reduction
         torch.testing.assert_close(grad, torch.zeros_like(grad) if right is None else right, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("loss", CONTRASTIVE)
+@pytest.mark.parametrize("loss", AND_CLIP)
 def test_transforms_of_torch_func(loss):
     q, k = torch.randn(5, 4, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)
     labels = VirtualLabels(torch.rand(5, dtype=torch.float64) / 2 + 0.5, torch.randperm(5))
 
     def value(q):
-        return CONTRASTIVE[loss](q, k, labels)
+        return AND_CLIP[loss](q, k, labels)
 
     leaf = q.clone().requires_grad_()
     torch.testing.assert_close(torch.func.grad(value)(q), torch.autograd.grad(value(leaf), leaf)[0])
@@ -577,24 +578,24 @@ def test_transforms_of_torch_func(loss):
         torch.func.jvp(value, (q,), (q,))
     with pytest.raises(RuntimeError, match="no second derivative"):
         torch.func.grad(lambda q: torch.func.grad(value)(q).sum())(q)
-    rows = CONTRASTIVE[loss](leaf, k.clone().requires_grad_(), labels, reduction="none")
+    rows = AND_CLIP[loss](leaf, k.clone().requires_grad_(), labels, reduction="none")
     with pytest.raises(RuntimeError, match="no batch of gradients"):
         torch.autograd.grad(rows, leaf, torch.eye(len(rows), dtype=torch.float64), is_grads_batched=True)
 
 
-@pytest.mark.parametrize("loss", CONTRASTIVE)
+@pytest.mark.parametrize("loss", AND_CLIP)
 def test_tensors_without_values_have_shapes(loss):
     from torch.fx.experimental.proxy_tensor import make_fx
 
     q, k = torch.randn(5, 4, device="meta", requires_grad=True), torch.randn(5, 4, device="meta", requires_grad=True)
     labels = VirtualLabels.identity(5, device="meta")
     for reduction, shape in (("mean", ()), ("none", (5,))):
-        value = CONTRASTIVE[loss](q, k, labels, reduction=reduction)
+        value = AND_CLIP[loss](q, k, labels, reduction=reduction)
         assert value.shape == shape
         assert torch.autograd.grad(value.sum(), q)[0].shape == q.shape
     real = torch.randn(5, 4), torch.randn(5, 4)
-    traced = make_fx(lambda q, k: CONTRASTIVE[loss](q, k, None))(*real)
-    torch.testing.assert_close(traced(*real), CONTRASTIVE[loss](*real, None))
+    traced = make_fx(lambda q, k: AND_CLIP[loss](q, k, None))(*real)
+    torch.testing.assert_close(traced(*real), AND_CLIP[loss](*real, None))
 
 
 def test_supcon_takes_no_ids():

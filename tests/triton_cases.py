@@ -15,7 +15,7 @@ triton = pytest.importorskip("triton", reason="Triton is not installed")
 import reference  # noqa: E402
 
 from imix_aug import VirtualLabels, _backend  # noqa: E402
-from imix_aug._cross_entropy import blocked, operator, triton_blocks, triton_sweep  # noqa: E402
+from imix_aug._cross_entropy import blocked, both, operator, triton_blocks, triton_sweep  # noqa: E402
 from imix_aug._cross_entropy import triton as kernels  # noqa: E402
 from imix_aug._cross_entropy.columns import NOTHING, LeftOut, Positives  # noqa: E402
 from imix_aug._cross_entropy.triton_tiles import BlockTile, Tile  # noqa: E402
@@ -328,6 +328,59 @@ def test_the_gradient_of_samples_told_apart(d, dtype, temperature, mixed, small_
         assert relative_error(got.detach(), wanted.sum() if summed else wanted) < 1e-4
         gradients = torch.autograd.grad((got * scale).sum(), leaves)
         for gradient, want in zip(gradients, torch.autograd.grad((wanted * scale).sum(), exact), strict=True):
+            assert relative_error(gradient, want) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("d", [20, 64, 300])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("ids", [False, True])
+def test_keys_with_levels_of_their_own(d, dtype, ids, small_tiles):
+    """Each logit counts by its row's softmax and by its column's."""
+    n = 70
+    query, key, weight = rows(n, d, dtype, 3 / d**0.5), rows(n, d, dtype), torch.randn(n) / 1000
+    query[:, 0], key[7] = 3, 0
+    key[7, 0] = -100  # What is beyond the last row has a logit of zero, far above the level of this column.
+    numbers = torch.randint(20, (n,)) if ids else None
+    left_out = LeftOut(torch.randint(n, (n, 2)), numbers, numbers)
+    logits = reference.logits_of(query.double(), key.double(), None, left_out)
+    level, key_level = (logits.logsumexp(dim) + torch.randint(9, (n,)) for dim in (1, 0))
+    softmax = weight[:, None] * (logits - level[:, None]).exp() + weight * (logits - key_level).exp()
+    wanted = softmax.T @ query.double()
+    result = kernels.sweep_queries(query, key, left_out, level.float(), weight, key_level.float())
+    assert relative_error(result, wanted) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("d", [64, 300])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("temperature", [0.2, 0.05])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_both_directions(d, dtype, temperature, mixed, small_tiles, monkeypatch):
+    monkeypatch.setattr(_backend, "runs_triton", lambda device: True)
+    monkeypatch.setattr(both, "product_dtype", lambda kind: kind)
+    n = 70
+    key = torch.nn.functional.normalize(rows(n, d))
+    near = torch.nn.functional.normalize(key + 0.3 * torch.nn.functional.normalize(rows(n, d)))
+    query, key = (near / temperature).to(dtype), key.to(dtype)
+    one = Positives.own(n, query.device, torch.float32)
+    forth, back = one, one
+    if mixed:
+        labels = VirtualLabels(torch.rand(n), torch.randperm(n))
+        forth, back = Positives.of(labels, torch.float32), Positives.of_keys(labels, torch.float32)
+    positives = Positives(*(torch.cat(each) for each in zip(forth, back, strict=True)))
+    weight, ids = torch.rand(n), torch.randint(60, (n,))
+    for how in ({"summed": True}, {"summed": True, "weight": weight, "ids": ids}, {"ids": ids}):
+        leaves = [each.float().requires_grad_() for each in (query, key)]
+        got = both.cross_entropy_of_both(*leaves, positives, dtype=dtype, **how)
+        exact = [each.double().requires_grad_() for each in (query, key)]
+        without = LeftOut(None, how.get("ids"), how.get("ids"))
+        wanted = reference.soft_cross_entropy(*exact, None, forth, without)
+        wanted = (wanted + reference.soft_cross_entropy(*exact[::-1], None, back, without)) / 2
+        scale = torch.ones(()) if how == {"summed": True} else weight
+        wanted = (wanted * scale).sum()
+        got = got if "summed" in how else (got * scale).sum()
+        assert relative_error(got.detach(), wanted.detach()) < 1e-4
+        gradients = torch.autograd.grad(got, leaves)
+        for gradient, want in zip(gradients, torch.autograd.grad(wanted, exact), strict=True):
             assert relative_error(gradient, want) < TOLERANCE[dtype]
 
 

@@ -12,6 +12,7 @@ from imix_aug import _check
 from imix_aug._check import Reduction
 from imix_aug._class_labels import over_class_mates, over_classes
 from imix_aug._cross_entropy.blocked import SAFE_LOGIT
+from imix_aug._cross_entropy.both import cross_entropy_of_both
 from imix_aug._cross_entropy.columns import LeftOut, Positives
 from imix_aug._cross_entropy.operator import autocast_dtype
 from imix_aug._embeddings import prepared, product_dtype
@@ -83,7 +84,7 @@ class Contrast:
         ids, weight, hard = (_repeat(each, views) for each in (self.ids, self.weight, self.hard_negatives))
         embeddings = (query, key, self.negatives, self.hard_negatives)
         dtype = product_dtype(self.autocast, *(each for each in embeddings if each is not None))
-        query, key = prepared(query, self.normalize) / self.temperature, prepared(key, self.normalize)
+        query, key = self._embedded(query, key)
         negatives = None if self.negatives is None else prepared(self.negatives, self.normalize)
         if classes is not None:
             key = _rounded(key, dtype)  # The mean over a class is to see the same rows as the products.
@@ -113,6 +114,31 @@ class Contrast:
             agreement = agreement if weight is None else agreement * weight
             losses = losses - (agreement.sum() if summed else agreement)
         return self.reduced(losses, query.shape[0], weight)
+
+    def cross_entropy_of_both(self, query: Tensor, key: Tensor, positives: Positives) -> Tensor:
+        """Return the mean of the queries' soft cross-entropy over the keys and of the keys' over the queries.
+
+        Args:
+            query: ``(N, D)``.
+            key: ``(N, D)``.
+            positives: of 2N rows, the columns that each query's label is spread over, and then each key's.
+        """
+        summed = self.reduction != "none" and not _needs_gradient(self.weight)
+        losses = cross_entropy_of_both(
+            *self._embedded(query, key),
+            positives,
+            ids=self.ids,
+            dtype=product_dtype(self.autocast, query, key),
+            summed=summed,
+            weight=self.weight if summed else None,
+        )
+        if not summed and self.weight is not None:
+            losses = losses * self.weight
+        return self.reduced(losses, query.shape[0], self.weight)
+
+    def _embedded(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """Return rows whose products are logits."""
+        return prepared(query, self.normalize) / self.temperature, prepared(key, self.normalize)
 
     def reduced(self, losses: Tensor, n: int, weight: Tensor | None) -> Tensor:
         """Return the mean or the sum of n rows' losses, weighed already, or these themselves."""

@@ -58,7 +58,7 @@ def forward(
     query_grad = query.new_empty(query.shape, dtype=dtype) if wants_query_grad else None
     key_grad = zeros_by_columns(key) if wants_key_grad else None
     in_half = dtype != query.dtype  # Then the positives' share of the gradients, often the largest, is not rounded.
-    tiles = _Tiles(query, key, negatives, left_out)
+    tiles = Tiles(query, key, negatives, left_out)
     for part in tiles.parts():
         rest, mean = tiles.sweep_negatives(part, wants_query_grad)
         own = Positives(*(each[part] for each in positives))
@@ -67,7 +67,7 @@ def forward(
         beyond = None if further is None else further[part, None].to(dtype) * LOG2_E
         anchor = peak
         for each in (rest, beyond):
-            anchor = anchor if each is None else _finite(torch.maximum(anchor, each))
+            anchor = anchor if each is None else finite(torch.maximum(anchor, each))
         total = powers.sum(dim=1, keepdim=True).log_().add_((peak - anchor) / LOG2_E)
         if rest is not None:
             rest = (rest - anchor) / LOG2_E
@@ -117,7 +117,7 @@ def sweep_keys(
     dtype = torch.promote_types(query.dtype, torch.float32)
     lse = query.new_empty((query.shape[0], 1), dtype=dtype)
     means = query.new_empty(query.shape, dtype=dtype) if wants_mean else None
-    tiles = _Tiles(query, key, negatives, left_out)
+    tiles = Tiles(query, key, negatives, left_out)
     for part in tiles.parts():
         rest, mean = tiles.sweep_negatives(part, wants_mean)
         powers, peak, _ = tiles.powers_of_keys(part, None)
@@ -126,7 +126,7 @@ def sweep_keys(
             level = _add_in_base_2(level, rest)
         lse[part] = level / LOG2_E
         if means is not None:
-            anchor = _finite(level)
+            anchor = finite(level)
             means[part] = times_transposed(powers.to(key.dtype), key.t()).mul_((peak - anchor).exp2_())
             if rest is not None and mean is not None:
                 means[part].addcmul_(mean, (rest - anchor).exp2_())
@@ -141,7 +141,7 @@ def sweep_queries(query: Tensor, key: Tensor, left_out: LeftOut, level: Tensor, 
     # In units of the largest, for weights such as 1 / N would underflow in float16.
     scale = weight.abs().amax()
     weight = weight / torch.where(scale == 0, 1, scale)
-    tiles = _Tiles(query, key, None, left_out)
+    tiles = Tiles(query, key, None, left_out)
     for part in tiles.parts():
         softmax = tiles.logits(part, key).sub_(level[part, None] * LOG2_E).exp2_()
         softmax = tiles.without(softmax, part, 0.0)
@@ -159,7 +159,7 @@ def rows_per_tile(queries: int, keys: int) -> int:
     return min(queries, MAX_ROWS, max(MIN_ROWS, KEY_TILE // max(1, keys)))
 
 
-class _Tiles:
+class Tiles:
     """The logits, tile by tile."""
 
     def __init__(self, query: Tensor, key: Tensor, negatives: Tensor | None, left_out: LeftOut) -> None:
@@ -181,10 +181,14 @@ class _Tiles:
 
     def powers_of_keys(self, part: slice, positives: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Return a tile's powers relative to its rows' peaks, zero at positives; the peaks; the positives' logits."""
+        tile, own = self.masked(part, positives)
+        return *self._powers(tile, own), own
+
+    def masked(self, part: slice, positives: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return a tile, minus infinity at positives and at what is left out; the positives' logits."""
         tile = self.logits(part, self.key)
         own = tile.new_empty((tile.shape[0], 0)) if positives is None else self._own_logits(part, tile, positives)
-        tile = self.without(tile, part, -math.inf, positives)
-        return *self._powers(tile, own), own
+        return self.without(tile, part, -math.inf, positives), own
 
     def sweep_negatives(self, part: slice, wants_mean: bool) -> tuple[Tensor | None, Tensor | None]:
         """Return the rows' log-sum-exp over the negatives, and their softmax-weighted mean."""
@@ -203,7 +207,7 @@ class _Tiles:
             total = powers.sum(dim=1, keepdim=True).log2_().add_(peak)
             before, lse = lse, total if lse is None else _add_in_base_2(lse, total)
             if wants_mean:
-                anchor = _finite(lse)
+                anchor = finite(lse)
                 new = times_transposed(powers.to(block.dtype), block.t()).mul_((peak - anchor).exp2_())
                 mean = new if mean is None or before is None else new.addcmul_(mean, (before - anchor).exp2_())
         return lse, mean
@@ -227,7 +231,7 @@ class _Tiles:
         """Return the powers, and each row's peak: its largest logit, its positives' included."""
         if self.bounded:
             return tile.exp2_(), tile.new_zeros(())
-        peak = _finite(_largest(tile, own))
+        peak = finite(_largest(tile, own))
         return tile.sub_(peak).exp2_(), peak
 
 
@@ -236,14 +240,14 @@ def _largest(tile: Tensor, own: Tensor) -> Tensor:
     return torch.maximum(largest, own.amax(dim=1, keepdim=True)) if own.shape[1] else largest
 
 
-def _finite(peak: Tensor) -> Tensor:
+def finite(peak: Tensor) -> Tensor:
     """Take nothing off a row without a column, or with an infinite logit: their differences would be no numbers."""
     return torch.where(peak.isinf(), 0, peak)
 
 
 def _add_in_base_2(first: Tensor, second: Tensor) -> Tensor:
     """Return ``log2(2 ** first + 2 ** second)``."""
-    peak = _finite(torch.maximum(first, second))
+    peak = finite(torch.maximum(first, second))
     return (first - peak).exp2_().add_((second - peak).exp2_()).log2_().add_(peak)
 
 

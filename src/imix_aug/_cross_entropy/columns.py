@@ -33,19 +33,28 @@ class Positives(NamedTuple):
         alone = partner == own
         if not lam.requires_grad:  # Else a share of zero has a gradient all the same.
             alone = alone.logical_or_(lam == 1)
-        share = torch.where(alone, 0, 1 - lam)
-        columns = torch.stack((own, torch.where(alone, own, partner)), 1)
-        return cls(columns, torch.stack((1 - share, share), 1))
+        return cls._own_and(partner, 1 - lam, own, alone)
 
     @classmethod
     def of_keys(cls, labels: VirtualLabels, dtype: torch.dtype) -> Positives:
-        """Return for each key the queries that hold a share of it, in proportion to these shares."""
-        lam, partner = labels.lam.to(torch.promote_types(dtype, torch.float32)), labels.partner
-        own = _row_numbers(partner)
-        holder = torch.empty_like(partner).scatter(0, partner, own)
-        held_by_own, held_by_other = lam, 1 - lam[holder]
+        """Return for each key the queries that hold a share of it, in proportion to these shares.
+
+        Column p of this and column p of the queries' positives are inverse permutations, entries that stand for none
+        aside: both name the same logits.
+        """
+        own = _row_numbers(labels.partner)
+        holder = torch.empty_like(labels.partner).scatter(0, labels.partner, own)
+        columns, shares = cls.of(labels, dtype)
+        held_by_own, held_by_other = shares[:, 0], shares[holder, 1]
         whole = held_by_own + held_by_other
-        return cls.of(labels._replace(lam=torch.where(whole == 0, 1, held_by_own / whole), partner=holder), dtype)
+        return cls._own_and(
+            holder, held_by_other / torch.where(whole == 0, 1, whole), own, columns[holder, 1] == holder
+        )
+
+    @classmethod
+    def _own_and(cls, other: Tensor, share: Tensor, own: Tensor, alone: Tensor) -> Positives:
+        share = torch.where(alone, 0, share)
+        return cls(torch.stack((own, torch.where(alone, own, other)), 1), torch.stack((1 - share, share), 1))
 
     @classmethod
     def own(cls, n: int, device: torch.device, dtype: torch.dtype) -> Positives:

@@ -14,10 +14,11 @@ from torch import Tensor
 from imix_aug._backend import runs_triton
 from imix_aug._cross_entropy import blocked
 from imix_aug._cross_entropy.columns import NOTHING, LeftOut, Positives
+from imix_aug._cross_entropy.node import Node
 from imix_aug._cross_entropy.once_differentiable import once_differentiable, refuse_batched, refuse_forward_mode
 from imix_aug._cross_entropy.positives import settle
 from imix_aug._cross_entropy.sweeps import key_gradient, sweep_keys
-from imix_aug._values import differentiates, readable
+from imix_aug._values import readable
 
 
 def soft_cross_entropy(
@@ -62,10 +63,7 @@ def soft_cross_entropy(
         *(positives.columns, positives.shares, *left_out, further, weight),
         *(dtype, summed, wants_query_grad, wants_key_grad, bounded, ring),
     )
-    # One opaque operator; plain torch in eager mode does without, and saves its cost.
-    if readable(query):
-        return _WithoutOperator.apply(*arguments)
-    return (_UnderGrad.apply if differentiates() else _operator)(*arguments)[0]
+    return _node(*arguments)
 
 
 def without_autocast(rows: Tensor) -> AbstractContextManager[object]:
@@ -151,11 +149,7 @@ def _comes_with_forward(summed: bool, ring: str) -> bool:
     return summed and not ring
 
 
-_operator = torch.library.custom_op("imix_aug::soft_cross_entropy", _forward, mutates_args=())
-
-
-@_operator.register_fake
-def _(query: Tensor, key: Tensor, _negatives: Tensor | None, columns: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+def _shapes(query: Tensor, key: Tensor, _negatives: Tensor | None, columns: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     *_, dtype, summed, wants_query_grad, wants_key_grad, _bounded, ring = rest
     per_row = query.new_empty(query.shape[0], dtype=torch.promote_types(dtype, torch.float32))
     return (
@@ -244,24 +238,4 @@ def _gradients(ctx: Any, grad: Tensor | None, *_none: object) -> tuple[Tensor | 
     return (*gradients[:3], None, gradients[3], *(None,) * 4, gradients[4], *(None,) * 7)
 
 
-_operator.register_autograd(_gradients, setup_context=_keep)
-
-
-class _UnderGrad(torch.autograd.Function):
-    """The same under ``torch.func.grad``, which wants its context set up apart."""
-
-    forward = staticmethod(_forward)
-    setup_context = staticmethod(_keep)
-    backward = staticmethod(_gradients)
-
-
-class _WithoutOperator(torch.autograd.Function):
-    """The same for plain tensors in eager mode."""
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        output = _forward(*inputs)
-        _keep(ctx, inputs, output)
-        return output[0]
-
-    backward = staticmethod(_gradients)
+_node = Node("imix_aug::soft_cross_entropy", _forward, shapes=_shapes, keep=_keep, gradients=_gradients)

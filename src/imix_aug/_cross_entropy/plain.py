@@ -13,6 +13,7 @@ from torch import Tensor
 from imix_aug._cross_entropy import blocked
 from imix_aug._cross_entropy.columns import Positives
 from imix_aug._cross_entropy.once_differentiable import once_differentiable, refuse_batched
+from imix_aug._cross_entropy.positives import excess_of_both
 from imix_aug._cross_entropy.products import add_transposed_times, times_transposed
 from imix_aug._values import readable
 
@@ -41,7 +42,18 @@ def applies(query: Tensor, key: Tensor, positives: Positives, temperature: float
 
 def nce_loss(query: Tensor, key: Tensor, positives: Positives, temperature: float, reduction: str) -> Tensor:
     """Return the loss of the logits ``cos(query_i, key_j) / temperature``."""
-    return _NCE.apply(query, key, *positives, 1 / temperature, reduction == "mean")
+    return _Node.apply(query, key, *positives, 1 / temperature, reduction == "mean", False)
+
+
+def applies_to_both(query: Tensor, key: Tensor, positives: Positives, temperature: float, reduction: str) -> bool:
+    """Tell whether ``both_losses`` serves: the same, for logits that fit one tile."""
+    n = len(query)
+    return blocked.rows_per_tile(n, n) == n and applies(query, key, positives, temperature, reduction)
+
+
+def both_losses(query: Tensor, key: Tensor, positives: Positives, temperature: float, reduction: str) -> Tensor:
+    """Return the mean of both directions' losses; the positives have 2N rows, as in ``both.py``."""
+    return _Node.apply(query, key, *positives, 1 / temperature, reduction == "mean", True)
 
 
 def _suits_half_precision(query: Tensor) -> bool:
@@ -49,23 +61,24 @@ def _suits_half_precision(query: Tensor) -> bool:
     return blocked.product_dtype(query.dtype) == torch.bfloat16 and n * n * d >= MANY_PRODUCTS
 
 
-class _NCE(torch.autograd.Function):
+class _Node(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, columns: Tensor, shares: Tensor, scale: float, mean: bool
+        ctx: Any, query: Tensor, key: Tensor, columns: Tensor, shares: Tensor, scale: float, mean: bool, both: bool
     ) -> Tensor:
         dtype = torch.promote_types(torch.promote_types(query.dtype, key.dtype), torch.float32)
-        both = torch.stack((query.to(dtype), key.to(dtype)))
-        lengths, is_short = _to_unit_length(both)
-        grads = torch.empty_like(both)
-        loss = _sweep(both, grads, columns, shares.to(dtype), scale)
+        pair = torch.stack((query.to(dtype), key.to(dtype)))
+        lengths, is_short = _to_unit_length(pair)
+        grads = torch.empty_like(pair)
+        sweep = _sweep_both if both else _sweep
+        loss = sweep(pair, grads, columns, shares.to(dtype), scale)
         # What would change a row's length has no effect on the loss.
-        along = (grads * both).sum(dim=2, keepdim=True)
-        grads.addcmul_(both, along if is_short is None else along.masked_fill_(is_short, 0), value=-1)
-        ctx.weight = 1 / query.shape[0] if mean else 1.0
-        ctx.scale = scale * ctx.weight
+        along = (grads * pair).sum(dim=2, keepdim=True)
+        grads.addcmul_(pair, along if is_short is None else along.masked_fill_(is_short, 0), value=-1)
+        weight = (1 / query.shape[0] if mean else 1.0) / (2 if both else 1)
+        ctx.scale = scale * weight
         ctx.save_for_backward(query, key, grads, lengths)
-        return loss.mul_(ctx.weight)
+        return loss.mul_(weight)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -74,7 +87,7 @@ class _NCE(torch.autograd.Function):
         with torch.no_grad():
             query_grad, key_grad = (grads * (ctx.scale * grad / lengths)).unbind()
             gradients = query_grad.to(query.dtype), key_grad.to(key.dtype)
-        return (*once_differentiable(gradients, query, key, grad), None, None, None, None)
+        return (*once_differentiable(gradients, query, key, grad), *(None,) * 5)
 
 
 def _to_unit_length(rows: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -122,6 +135,26 @@ def _sweep(both: Tensor, grads: Tensor, columns: Tensor, shares: Tensor, scale: 
     return loss
 
 
+def _sweep_both(rows: Tensor, grads: Tensor, columns: Tensor, shares: Tensor, scale: float) -> Tensor:
+    """Do the same for both directions of one tile."""
+    query, key = rows.unbind()
+    n = len(query)
+    if columns.shape[1] == 1:  # as a pair whose second column stands for none
+        columns, shares = columns.expand(-1, 2), torch.nn.functional.pad(shares, (0, 1))
+    own, back = columns.chunk(2)
+    powers = times_transposed(query, key, scale * blocked.LOG2_E).exp2_()
+    power = powers.gather(1, own)
+    powers.scatter_(1, own, 0)
+    rest = torch.cat((powers.sum(dim=1), powers.sum(dim=0)))[:, None]
+    loss, excess, total = _weigh_few(torch.cat((power, power.gather(0, back))), rest, columns, shares)
+    part = total.reciprocal_()
+    powers.mul_(part[:n] + part[n:].t())
+    powers.scatter_add_(1, own, excess_of_both(own, excess.mul_(part)))
+    torch.mm(powers, key, out=grads[0])
+    torch.mm(powers.t(), query, out=grads[1])
+    return loss
+
+
 def _at_once(
     query: Tensor, key: Tensor, query_grad: Tensor, key_grad: Tensor, columns: Tensor, shares: Tensor, scale: float
 ) -> Tensor:
@@ -149,11 +182,17 @@ def _weigh(powers: Tensor, columns: Tensor, shares: Tensor, loss: Tensor) -> Ten
     """Do the same for labels that are spread over two columns."""
     power = powers.gather(1, columns)
     powers.scatter_(1, columns, 0)
-    rest = powers.sum(dim=1, keepdim=True)
+    share_of_loss, excess, total = _weigh_few(power, powers.sum(dim=1, keepdim=True), columns, shares)
+    loss.add_(share_of_loss)
+    powers.scatter_add_(1, columns, excess)
+    return total
+
+
+def _weigh_few(power: Tensor, rest: Tensor, columns: Tensor, shares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the loss of rows with two positives, these' softmax minus label, times the total, and the total."""
     present = power.clone()
     present[:, 1].masked_fill_(columns[:, 1] == columns[:, 0], 0)
     but_one = present.flip(1).add_(rest)
-    loss.add_((but_one / power).log1p_().mul_(shares).sum())
+    loss = (but_one / power).log1p_().mul_(shares).sum()
     excess = (1 - shares).mul_(present).addcmul_(shares, but_one, value=-1)
-    powers.scatter_add_(1, columns, excess)
-    return rest.add_(present.sum(dim=1, keepdim=True))
+    return loss, excess, rest.add_(present.sum(dim=1, keepdim=True))

@@ -126,3 +126,19 @@ def add_key_grad(grad: Tensor, query: Tensor, columns: Tensor, excess: Tensor) -
     for column, weight in zip(columns.unbind(1), excess.unbind(1), strict=True):
         grad.index_add_(0, column, query.to(grad.dtype) * weight[:, None])
     return grad
+
+
+def excess_of_both(columns: Tensor, excess: Tensor) -> Tensor:
+    """Add up what rows and columns have in the entries of the logits that hold the labels of both.
+
+    Args:
+        columns: ``(N, P)``, those of the rows' labels.
+        excess: ``(2N, P)``, the rows', and the columns' in the same entries, as ``Positives.of_keys`` orders them.
+
+    Returns:
+        ``(N, P)``, as the rows order them.
+    """
+    by_row, by_column = excess.chunk(2)
+    by_column = by_column.gather(0, columns)
+    by_column[:, 1:].masked_fill_(columns[:, 1:] == columns[:, :1], 0)  # a column that stands for none
+    return by_row + by_column

@@ -105,8 +105,10 @@ def sweep_keys(
     return lse, None if mean is None else mean[:, :d]
 
 
-def sweep_queries(query: Tensor, key: Tensor, left_out: LeftOut, level: Tensor, weight: Tensor) -> Tensor:
-    """Return ``sum_i weight_i exp(s_ij - level_i) query_i`` for each key j, block by block of the keys."""
+def sweep_queries(
+    query: Tensor, key: Tensor, left_out: LeftOut, level: Tensor, weight: Tensor, key_level: Tensor | None = None
+) -> Tensor:
+    """Do as ``triton.sweep_queries`` does, block by block of the keys."""
     d = query.shape[1]
     query, key, level, weight = _prepared(query), _prepared(key), level.contiguous(), weight.contiguous()
     n, m = len(query), len(key)
@@ -122,11 +124,12 @@ def sweep_queries(query: Tensor, key: Tensor, left_out: LeftOut, level: Tensor, 
             here = without
             if without.column_ids is not None:
                 here = without._replace(column_ids=without.column_ids[start : start + size])
+            own_level = None if key_level is None else key_level[start : start + size]
             if query.dtype == torch.float32:
                 torch.mm(query, columns.T, out=softmax)
-                _softmax(softmax, here, level, weight, first=start, known=True, store=True)
+                _softmax(softmax, here, level, weight, own_level, first=start, known=True, store=True)
             else:
-                _fill_softmax(query, columns, here, level, weight, softmax, first=start)
+                _fill_softmax(query, columns, here, level, weight, softmax, own_level, first=start)
             grad[start : start + size] = softmax.T @ query
     return grad[:, :d]
 
@@ -177,12 +180,16 @@ def _fill_softmax(
     level: Tensor,
     weight: Tensor | None,
     softmax: Tensor,
+    key_level: Tensor | None = None,
     *,
     first: int = 0,
 ) -> None:
-    """Write the softmax of each row over these keys, whose log-sum-exp over all keys is known, times its weight."""
+    """Write the softmax of each row over these keys, whose log-sum-exp over all keys is known, times its weight.
+
+    Keys with a level of their own add their softmax over all rows, times their weight.
+    """
     first_that_fits(
-        lambda tile: _launch_tiles(tile, query, key, without, level, weight, softmax, None, first=first),
+        lambda tile: _launch_tiles(tile, query, key, without, level, weight, softmax, None, key_level, first=first),
         tiles_for_blocks(capability(query.device)),
         "softmax",
         query.device,
@@ -198,6 +205,7 @@ def _launch_tiles(
     weight: Tensor | None,
     softmax: Tensor | None,
     sums: Tensor | None,
+    key_level: Tensor | None = None,
     *,
     first: int = 0,
 ) -> None:
@@ -206,7 +214,7 @@ def _launch_tiles(
     if n == 0 or m == 0:
         return
     _logits_tile[triton.cdiv(n, rows) * triton.cdiv(m, columns),](
-        query, key, *without, level, weight, softmax, sums, n, m, d, first,
+        query, key, *without, level, weight, key_level, softmax, sums, n, m, d, first,
         0 if softmax is None else softmax.stride(0), 0 if sums is None else sums.stride(0),
         ROWS=rows, COLUMNS=columns, DEPTH=depth, PART_DEPTH=d % depth != 0,
         LEFT_OUT=0 if without.columns is None else without.columns.shape[1],
@@ -219,6 +227,7 @@ def _softmax(
     without: _Without,
     level: Tensor,
     weight: Tensor | None = None,
+    key_level: Tensor | None = None,
     *,
     first: int = 0,
     known: bool,
@@ -230,7 +239,7 @@ def _softmax(
             level.fill_(-math.inf)
         return
     _softmax_row[len(logits),](
-        logits, *without, level, weight, logits.shape[1], first, logits.stride(0),
+        logits, *without, level, weight, key_level, logits.shape[1], first, logits.stride(0),
         0 if without.column_ids is None else len(without.column_ids),
         BLOCK=4096 if logits.shape[1] > 1024 else 1024,
         LEFT_OUT=0 if without.columns is None else without.columns.shape[1],
@@ -240,7 +249,7 @@ def _softmax(
 
 @triton.jit(do_not_specialize=["n", "m", "first", "sums_stride"])
 def _logits_tile(
-    query, key, left_out, row_ids, key_ids, level, weight, softmax, sums, n, m, depth, first,
+    query, key, left_out, row_ids, key_ids, level, weight, key_level, softmax, sums, n, m, depth, first,
     softmax_stride, sums_stride,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, PART_DEPTH: tl.constexpr, LEFT_OUT: tl.constexpr,
 ):  # fmt: skip
@@ -290,6 +299,10 @@ def _logits_tile(
         share = tl.exp2((logits - height_of_row[:, None]) * LOG2_E)
         if weight is not None:
             share = share * tl.load(weight + row, mask=row < n, other=0.0)[:, None]
+        if key_level is not None:
+            height_of_column = tl.load(key_level + column, mask=column < m, other=INF)
+            weight_of_column = tl.load(weight + first + column, mask=column < m, other=0.0)
+            share += tl.exp2((logits - height_of_column[None, :]) * LOG2_E) * weight_of_column[None, :]
         pointers = softmax + row.to(tl.int64)[:, None] * softmax_stride + column[None, :]
         tl.store(pointers, share.to(softmax.dtype.element_ty), mask=(row < n)[:, None] & (column < m)[None, :])
 
@@ -310,7 +323,7 @@ def _visible(
 
 @triton.jit(do_not_specialize=["columns", "first", "identified"])
 def _softmax_row(
-    logits, left_out, row_ids, column_ids, level, weight, columns, first, stride, identified,
+    logits, left_out, row_ids, column_ids, level, weight, key_level, columns, first, stride, identified,
     BLOCK: tl.constexpr, LEFT_OUT: tl.constexpr, KNOWN: tl.constexpr, STORE: tl.constexpr,
 ):  # fmt: skip
     """Turn a row of logits into its softmax, in place."""
@@ -341,4 +354,9 @@ def _softmax_row(
             column = start + offset
             value = tl.load(logits + column, mask=column < columns, other=-INF)
             value = _visible(value, column, row, left_out, row_ids, column_ids, first, identified, LEFT_OUT)
-            tl.store(logits + column, tl.exp2((value - height) * LOG2_E) * factor, mask=column < columns)
+            share = tl.exp2((value - height) * LOG2_E) * factor
+            if key_level is not None:
+                height_of_column = tl.load(key_level + column, mask=column < columns, other=INF)
+                weight_of_column = tl.load(weight + first + column, mask=column < columns, other=0.0)
+                share += tl.exp2((value - height_of_column) * LOG2_E) * weight_of_column
+            tl.store(logits + column, share, mask=column < columns)

@@ -74,8 +74,10 @@ def sweep_keys(
     return lse, None if mean is None else mean[:, :d]
 
 
-def sweep_queries(query: Tensor, key: Tensor, left_out: LeftOut, level: Tensor, weight: Tensor) -> Tensor:
-    """Return ``sum_i weight_i exp(s_ij - level_i) query_i`` for each key j, over the rows that do not leave it out."""
+def sweep_queries(
+    query: Tensor, key: Tensor, left_out: LeftOut, level: Tensor, weight: Tensor, key_level: Tensor | None = None
+) -> Tensor:
+    """Do as ``triton.sweep_queries`` does."""
     (n, d), m = query.shape, len(key)
     if m == 0:
         return key.new_empty(key.shape, dtype=torch.float32)
@@ -84,10 +86,11 @@ def sweep_queries(query: Tensor, key: Tensor, left_out: LeftOut, level: Tensor, 
     # Rows beyond the last get an exponent of minus infinity, and so no share of anything.
     padding = -n % _LONGEST_STEP
     offset = F.pad(torch.add(shift, level, alpha=-LOG2_E.value), (0, padding), value=-math.inf)
+    key_offset = None if key_level is None else torch.add(shift, key_level, alpha=-LOG2_E.value)
     scale = None
     if shift:
         # Weights such as 1 / N would underflow in float16, so the products see them in units of the largest one.
-        scale = weight.abs().amax()
+        scale = weight.abs().amax() * (1 if key_level is None else 2)  # Two of them may add up.
         weight = weight / torch.where(scale == 0, 1, scale)
     weight = F.pad(weight, (0, padding))
     columns = None if left_out.columns is None else F.pad(left_out.columns.t().to(torch.int32), (0, padding), value=-1)
@@ -99,7 +102,7 @@ def sweep_queries(query: Tensor, key: Tensor, left_out: LeftOut, level: Tensor, 
         partial = torch.empty((splits, *key.shape), dtype=torch.float32, device=key.device)
         lowest, highest = (None, None) if columns is None else columns.view(len(columns), -1, swept).aminmax(dim=2)
         _sweep_queries[programs, splits](
-            query, key, columns, lowest, highest, *ids_of(left_out)[:2], offset, weight, scale, partial,
+            query, key, columns, lowest, highest, *ids_of(left_out)[:2], offset, key_offset, weight, scale, partial,
             n, m, depth, len(offset), splits,
             KEPT=kept, SWEPT=swept, WIDTH=width, SHIFT=shift, LEFT_OUT=0 if columns is None else len(columns),
             PART_WIDTH=width != depth,
@@ -315,7 +318,7 @@ def _merge(partial_lse, partial_mean, lse, mean, n, depth, splits, WIDTH: tl.con
 
 @triton.jit(do_not_specialize=["n", "m", "splits"])
 def _sweep_queries(
-    query, key, left_out, lowest, highest, row_ids, key_ids, offset, weight, scale, grad,
+    query, key, left_out, lowest, highest, row_ids, key_ids, offset, key_offset, weight, scale, grad,
     n, m, depth, padded, splits,
     KEPT: tl.constexpr, SWEPT: tl.constexpr, WIDTH: tl.constexpr, SHIFT: tl.constexpr, LEFT_OUT: tl.constexpr,
     PART_WIDTH: tl.constexpr,
@@ -327,6 +330,9 @@ def _sweep_queries(
     tile = _load_rows(key, start, m, depth, KEPT, WIDTH, PART_WIDTH)
     if row_ids is not None:
         column_id = tl.load(key_ids + column, mask=column < m, other=0)
+    if key_offset is not None:
+        above = tl.load(key_offset + column, mask=column < m, other=-INF)
+        share_of_column = tl.load(weight + column, mask=column < m, other=0.0)
     total = tl.zeros([KEPT, WIDTH], tl.float32)
     steps = tl.cdiv(n, SWEPT)
     share = tl.cdiv(steps, splits)
@@ -335,16 +341,19 @@ def _sweep_queries(
         row = first + tl.arange(0, SWEPT)
         swept = _load_rows(query, first, n, depth, SWEPT, WIDTH, PART_WIDTH)
         logits = tl.dot(tile, tl.trans(swept), input_precision="tf32")
-        exponent = logits * LOG2_E + tl.load(offset + row)[None, :]
         for each in tl.static_range(LEFT_OUT):
             place = each * (padded // SWEPT) + step
             if (tl.load(lowest + place) < start + KEPT) & (tl.load(highest + place) >= start):
                 other = tl.load(left_out + each * padded + row)
-                exponent = tl.where(column[:, None] == other[None, :], -INF, exponent)
+                logits = tl.where(column[:, None] == other[None, :], -INF, logits)
         if row_ids is not None:
             row_id = tl.load(row_ids + row, mask=row < n, other=0)
-            exponent = tl.where(column_id[:, None] == row_id[None, :], -INF, exponent)
-        power = tl.exp2(exponent) * tl.load(weight + row)[None, :]
+            logits = tl.where(column_id[:, None] == row_id[None, :], -INF, logits)
+        power = tl.exp2(logits * LOG2_E + tl.load(offset + row)[None, :]) * tl.load(weight + row)[None, :]
+        if key_offset is not None:
+            if first + SWEPT > n:  # Rows beyond the last have a logit, of zero.
+                logits = tl.where((row < n)[None, :], logits, -INF)
+            power += tl.exp2(logits * LOG2_E + above[:, None]) * share_of_column[:, None]
         total = tl.dot(power.to(swept.dtype), swept, total, input_precision="tf32")
     total = total * (0.5**SHIFT)
     if scale is not None:
