@@ -331,7 +331,6 @@ def test_the_gradient_of_samples_told_apart(d, dtype, temperature, mixed, small_
             assert relative_error(gradient, want) < TOLERANCE[dtype]
 
 
-<<<<<<< HEAD
 @pytest.mark.parametrize("d", [20, 64, 300])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("ids", [False, True])
@@ -383,7 +382,8 @@ def test_both_directions(d, dtype, temperature, mixed, small_tiles, monkeypatch)
         gradients = torch.autograd.grad(got, leaves)
         for gradient, want in zip(gradients, torch.autograd.grad(wanted, exact), strict=True):
             assert relative_error(gradient, want) < TOLERANCE[dtype]
-=======
+
+
 @pytest.mark.parametrize("d", [24, 300])
 def test_autocast_stays_out_of_the_operators(d, small_tiles, monkeypatch):
     for module in (_backend, operator):
@@ -398,7 +398,6 @@ def test_autocast_stays_out_of_the_operators(d, small_tiles, monkeypatch):
     assert relative_error(losses.detach(), wanted) < 1e-5
     for gradient, want in zip(gradients, torch.autograd.grad(wanted.sum(), exact), strict=True):
         assert relative_error(gradient, want) < 1e-5
->>>>>>> 49628f9 (Test that autocast stays out of the operators' bodies)
 
 
 def test_the_next_tile_is_taken_where_shared_memory_does_not_suffice():
