@@ -279,3 +279,40 @@ def test_a_message_leads_to_the_right_call(name):
     call, message = RIGHT_CALLS[name]
     with pytest.raises((TypeError, ValueError), match=message):
         call()
+
+
+UNUSUAL = {
+    "nested": lambda rows: torch.nested.nested_tensor(list(rows)),
+    "jagged": lambda rows: torch.nested.nested_tensor([each.view(-1) for each in rows], layout=torch.jagged),
+    "sparse": lambda rows: rows.to_sparse(),
+    "quantized": lambda rows: torch.quantize_per_tensor(rows, 0.1, 0, torch.qint8),
+    "eight bits": lambda rows: rows.to(torch.float8_e4m3fn),
+    "complex": lambda rows: rows.to(torch.complex64),
+}
+UNUSUAL_CALLS = {
+    "query": lambda make: imix_nce_loss(make(ROWS), ROWS),
+    "key": lambda make: imix_nce_loss(ROWS, make(ROWS)),
+    "negatives": lambda make: imix_nce_loss(ROWS, ROWS.clone(), negatives=make(ROWS)),
+    "hard_negatives": lambda make: imix_nce_loss(ROWS, ROWS.clone(), hard_negatives=make(ROWS[:, None])),
+    "weight": lambda make: imix_nce_loss(ROWS, ROWS.clone(), weight=make(ROWS[:, 0])),
+    "ids": lambda make: imix_nce_loss(ROWS, ROWS.clone(), ids=make(ROWS[:, 0])),
+    "temperature": lambda make: imix_nce_loss(ROWS, ROWS.clone(), temperature=make(ROWS[0, 0].clone())),
+    "classes": lambda make: imix_supcon_loss(ROWS, ROWS.clone(), make(ROWS[:, 0])),
+    "prediction": lambda make: imix_byol_loss(make(ROWS), ROWS),
+    "target": lambda make: imix_byol_loss(ROWS, make(ROWS)),
+    "keys": lambda make: NegativeQueue(8, D).enqueue(make(ROWS)),
+    "logits": lambda make: IMixLoss(nn.CrossEntropyLoss(), on="logits")(make(ROWS), LABELS),
+    "a": lambda make: IMixLoss(nn.PairwiseDistance())(make(ROWS), ROWS, LABELS),
+    "b": lambda make: IMixLoss(nn.PairwiseDistance())(ROWS, make(ROWS), LABELS),
+    "lam": lambda make: VirtualLabels(make(LABELS.lam), LABELS.partner),
+}
+
+
+@pytest.mark.parametrize("argument", UNUSUAL_CALLS)
+@pytest.mark.parametrize("kind", UNUSUAL)
+def test_tensors_of_unusual_kinds_are_refused(kind, argument):
+    if argument == "temperature" and kind in ("nested", "jagged"):
+        pytest.skip("a number is not nested")
+    with pytest.raises((TypeError, ValueError), match=f"^{argument} must ") as caught:
+        UNUSUAL_CALLS[argument](UNUSUAL[kind])
+    assert "\n" not in str(caught.value)

@@ -64,9 +64,9 @@ class Step(nn.Module):
         return dense.nce(query, key, labels, negatives=batch["bank"] if self.kind == "moco" else None, **options)
 
 
-def whole_batch(size, rows=ROWS, dtype=torch.float64):
+def whole_batch(size, rows=ROWS, dtype=torch.float64, seed=1):
     """The same on every rank: rows of all ranks, each mixed with a partner of its own rank."""
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(seed)
     n = size * rows
     views = {name: torch.randn(n, WIDTH, generator=generator, dtype=dtype) for name in ("view", "view_2", "mixed")}
     views["mixed_2"] = torch.randn(n, WIDTH, generator=generator, dtype=dtype)

@@ -8,24 +8,14 @@ import torch
 from torch import Tensor
 
 from imix_aug._labels import VirtualLabels
-from imix_aug._values import readable
+from imix_aug._values import FLOATS, readable, unusual
 
 Reduction = Literal["mean", "sum", "none"]
-
-_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def matrix(name: str, value: object, like: Tensor | None = None, like_name: str = "query") -> Tensor:
     """Accept a non-empty floating-point matrix with the width, dtype and device of ``like``."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a tensor (N, D), got {_kind(value)}")
-    if is_dtensor(value):
-        raise TypeError(f"{name} must be a plain tensor, got a DTensor: pass {name}.to_local() or {name}.full_tensor()")
-    if value.layout != torch.strided:
-        raise TypeError(f"{name} must be a dense tensor (N, D), got layout {value.layout}")
-    if value.dtype not in _FLOATS:
-        kind = "floating-point" if not value.is_floating_point() else "float16, bfloat16, float32 or float64"
-        raise TypeError(f"{name} must be {kind}, got {value.dtype}")
+    value = _floating(name, _dense(name, value, "(N, D)"))
     if value.dim() != 2:
         raise ValueError(f"{name} must have shape (N, D), got {tuple(value.shape)}")
     if like is None:
@@ -45,7 +35,8 @@ def matrix(name: str, value: object, like: Tensor | None = None, like_name: str 
 
 def negatives(value: object, query: Tensor) -> Tensor:
     """Accept further keys ``(K, D)``; of another width, they are most likely a queue whose two sizes were swapped."""
-    if isinstance(value, Tensor) and value.dim() == 2 and value.shape[1] != query.shape[1]:
+    value = _dense("negatives", value, "(K, D)")
+    if value.dim() == 2 and value.shape[1] != query.shape[1]:
         raise ValueError(
             f"negatives must have as many columns as query, {query.shape[1]}, got shape {tuple(value.shape)}: "
             "a queue is NegativeQueue(size, dim)"
@@ -80,10 +71,7 @@ def paired_matrix(name: str, value: object, like: Tensor, like_name: str = "quer
 
 def batch(name: str, value: object) -> Tensor:
     """Accept a floating-point tensor with at least one row of any shape."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a tensor (N, ...), got {_kind(value)}")
-    if not value.is_floating_point():
-        raise TypeError(f"{name} must be floating-point, got {value.dtype}")
+    value = _floating(name, _dense(name, value, "(N, ...)"))
     if value.dim() == 0 or value.numel() == 0:
         raise ValueError(f"{name} must have at least one row and one column, got shape {tuple(value.shape)}")
     return value
@@ -134,14 +122,11 @@ def labels(value: object, n: int, device: torch.device) -> VirtualLabels | None:
     if not isinstance(value, VirtualLabels):
         raise TypeError(f"labels must be VirtualLabels or None, got {_kind(value)}")
     for name, leaf in zip(("labels.lam", "labels.partner"), value, strict=True):
-        if not isinstance(leaf, Tensor):
-            raise TypeError(f"{name} must be a tensor (N,), got {_kind(leaf)}")
-        if leaf.shape != (n,):
+        if _dense(name, leaf, "(N,)").shape != (n,):
             raise ValueError(f"{name} must have shape ({n},), one entry per row, got {tuple(leaf.shape)}")
         if leaf.device != device:
             raise ValueError(f"{name} must be on the device of the rows, {device}, got {leaf.device}")
-    if not value.lam.is_floating_point():
-        raise TypeError(f"labels.lam must be floating-point, got {value.lam.dtype}")
+    _floating("labels.lam", value.lam)
     if value.partner.dtype != torch.int64:
         raise TypeError(f"labels.partner must be int64, got {value.partner.dtype}")
     return value
@@ -184,8 +169,7 @@ def _same_memory(first: Tensor, second: Tensor) -> bool:
 
 def integers(name: str, value: object, n: int, device: torch.device) -> Tensor:
     """Accept a vector of ``n`` integers on ``device``, as int64."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a tensor ({n},), got {_kind(value)}")
+    value = _dense(name, value, f"({n},)")
     if value.dtype not in _INTEGERS:
         raise TypeError(f"{name} must have an integer dtype, got {value.dtype}")
     if value.shape != (n,):
@@ -203,8 +187,7 @@ _INTEGERS = (
 
 def hard_negatives(value: object, query: Tensor) -> Tensor:
     """Accept further columns of each row's own, ``(N, H, D)``."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"hard_negatives must be a tensor (N, H, D), got {_kind(value)}")
+    value = _dense("hard_negatives", value, "(N, H, D)")
     n, d = query.shape
     if value.dim() != 3 or value.shape[0] != n or value.shape[1] == 0 or value.shape[2] != d:
         raise ValueError(f"hard_negatives must have shape ({n}, H, {d}), got {tuple(value.shape)}")
@@ -214,10 +197,7 @@ def hard_negatives(value: object, query: Tensor) -> Tensor:
 
 def weight(value: object, n: int, device: torch.device) -> Tensor:
     """Accept a floating-point weight per row."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"weight must be a tensor ({n},), got {_kind(value)}")
-    if not value.is_floating_point():
-        raise TypeError(f"weight must be floating-point, got {value.dtype}")
+    value = _floating("weight", _dense("weight", value, f"({n},)"))
     if value.shape != (n,):
         raise ValueError(f"weight must have shape ({n},), one entry per row, got {tuple(value.shape)}")
     if value.device != device:
@@ -249,10 +229,9 @@ def bias(value: object, device: torch.device) -> float | Tensor:
 
 
 def _scalar(name: str, value: Tensor, device: torch.device) -> Tensor:
-    if value.dim() != 0:
+    if _dense(name, value, "()").dim() != 0:
         raise ValueError(f"{name} must be a float or a 0-d tensor, got shape {tuple(value.shape)}")
-    if not value.is_floating_point():
-        raise TypeError(f"{name} must be floating-point, got {value.dtype}")
+    _floating(name, value)
     if value.device != device and value.device.type != "cpu":
         raise ValueError(f"{name} must be on the device of query, {device}, or the CPU, got {value.device}")
     return value
@@ -369,6 +348,23 @@ def reduction(value: object) -> Reduction:
     """Accept how the rows' losses are put together."""
     choice("reduction", value, ("mean", "sum", "none"))
     return cast(Reduction, value)
+
+
+def _dense(name: str, value: object, shape: str) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor {shape}, got {_kind(value)}")
+    if is_dtensor(value):
+        raise TypeError(f"{name} must be a plain tensor, got a DTensor: pass {name}.to_local() or {name}.full_tensor()")
+    if (kind := unusual(value)) is not None:
+        raise TypeError(f"{name} must be a dense tensor {shape}, got a {kind} one")
+    return value
+
+
+def _floating(name: str, value: Tensor) -> Tensor:
+    if value.dtype not in FLOATS:
+        kind = "floating-point" if not value.is_floating_point() else "float16, bfloat16, float32 or float64"
+        raise TypeError(f"{name} must be {kind}, got {value.dtype}")
+    return value
 
 
 def _number(name: str, value: object) -> float:

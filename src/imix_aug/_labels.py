@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from imix_aug._mixing import leaves
 from imix_aug._mixing.operators import blend_rows
-from imix_aug._values import readable
+from imix_aug._values import FLOATS, readable, unusual
 
 Batch = TypeVar("Batch")
 
@@ -183,8 +183,11 @@ VirtualLabels.__new__ = _checked_new  # type: ignore[assignment, method-assign]
 
 
 def _check_tensors(lam: Tensor, partner: Tensor) -> None:
-    if not lam.is_floating_point():
-        raise TypeError(f"lam must be floating-point, got {lam.dtype}")
+    for name, leaf in (("lam", lam), ("partner", partner)):
+        if (kind := unusual(leaf)) is not None:
+            raise TypeError(f"{name} must be a dense tensor (N,), got a {kind} one")
+    if lam.dtype not in FLOATS:
+        raise TypeError(f"lam must be floating-point, of 16 bits at least, got {lam.dtype}")
     if partner.dtype != torch.int64:
         raise TypeError(f"partner must be int64, got {partner.dtype}")
     if lam.shape != partner.shape:

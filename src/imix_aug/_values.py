@@ -1,9 +1,11 @@
-"""Whether a tensor's values can be looked at without a wait."""
+"""What a tensor holds, and whether its values can be looked at without a wait."""
 
 import torch
 from torch import Tensor
 from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
 from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def readable(*tensors: Tensor) -> bool:
@@ -27,3 +29,12 @@ def differentiates() -> bool:
         return False
     innermost = _functorch.peek_interpreter_stack()
     return innermost is not None and innermost.key() == _functorch.TransformType.Grad
+
+
+def unusual(tensor: Tensor) -> str | None:
+    """Name what keeps rows from being taken out of a tensor: it is nested, quantized or sparse."""
+    if tensor.is_nested:
+        return "nested"
+    if tensor.is_quantized:
+        return "quantized"
+    return None if tensor.layout == torch.strided else str(tensor.layout).removeprefix("torch.")

@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
+from imix_aug._values import unusual
+
 _BLENDED = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128)
 Keys = tuple[str | int, ...]
 
@@ -43,7 +45,7 @@ def tensors(x: Any, flat: Sequence[Any], mixed: Sequence[bool] | None = None) ->
                 f"{_name(x, index)} must be a tensor (N, ...), or a dict, list, tuple or named tuple of them, "
                 f"got {type(leaf).__name__}{_aside(x, index, mixed)}"
             )
-        if (kind := _kind(leaf)) is not None:
+        if (kind := unusual(leaf)) is not None:
             raise TypeError(
                 f"{_name(x, index)} must be a dense tensor (N, ...), got a {kind} one{_aside(x, index, mixed)}"
             )
@@ -119,15 +121,6 @@ def _dims(x: Any, index: int, leaf: Tensor, dims: tuple[int, ...] | None) -> tup
 def _is_whole(x: Any) -> bool:
     """A packed sequence is a named tuple, but its parts have no rows."""
     return isinstance(x, PackedSequence)
-
-
-def _kind(leaf: Tensor) -> str | None:
-    """Name what makes a tensor's rows impossible to index."""
-    if leaf.is_nested:
-        return "nested"
-    if leaf.is_quantized:
-        return "quantized"
-    return None if leaf.layout == torch.strided else str(leaf.layout).removeprefix("torch.")
 
 
 def _with_paths(x: Any) -> list[tuple[tuple[Any, ...], Any]]:
