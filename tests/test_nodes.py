@@ -1,6 +1,7 @@
 """The ring over nodes: who sends to whom, against one process, and what crosses from node to node."""
 
 import itertools
+import platform
 
 import pytest
 import test_distributed
@@ -38,6 +39,17 @@ def test_ranks_are_sorted_by_host():
     assert by_host([7, -3, 7, -3]) == [[0, 2], [1, 3]]
     assert by_host([1, 2, 3]) == [[0], [1], [2]]
     assert by_host([7, 7, 7, -3]) == [[0, 1, 2, 3]]
+
+
+def test_a_host_is_a_number_that_ranks_can_exchange(monkeypatch):
+    def number(name):
+        monkeypatch.setattr(platform, "node", lambda: name)
+        return route._host()
+
+    names = [f"node-{place}" for place in range(64)]
+    numbers = torch.tensor([number(name) for name in names], dtype=torch.int64)  # refuses one too large
+    assert len(numbers.unique()) == len(names)
+    assert number("node-7") == numbers[7]
 
 
 TWO_NODES = {"a node after the other": [0, 0, 1, 1], "by turns": [0, 1, 0, 1], "uneven": [0, 0, 0, 1]}
