@@ -578,6 +578,9 @@ def test_transforms_of_torch_func(loss):
         torch.func.jvp(value, (q,), (q,))
     with pytest.raises(RuntimeError, match="no second derivative"):
         torch.func.grad(lambda q: torch.func.grad(value)(q).sum())(q)
+    by_row = lambda key: AND_CLIP[loss](q, key, labels, reduction="none").square().sum()  # noqa: E731
+    keys = k.clone().requires_grad_()  # whose gradient is a sweep of its own then
+    torch.testing.assert_close(torch.func.grad(by_row)(k), torch.autograd.grad(by_row(keys), keys)[0])
     rows = AND_CLIP[loss](leaf, k.clone().requires_grad_(), labels, reduction="none")
     with pytest.raises(RuntimeError, match="no batch of gradients"):
         torch.autograd.grad(rows, leaf, torch.eye(len(rows), dtype=torch.float64), is_grads_batched=True)

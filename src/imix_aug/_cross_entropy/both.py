@@ -16,7 +16,7 @@ from imix_aug._cross_entropy.columns import Positives
 from imix_aug._cross_entropy.node import Node
 from imix_aug._cross_entropy.once_differentiable import once_differentiable, refuse_batched, refuse_forward_mode
 from imix_aug._cross_entropy.operator import without_autocast
-from imix_aug._values import readable
+from imix_aug._values import differentiates, readable
 
 
 def cross_entropy_of_both(
@@ -160,7 +160,7 @@ def _gradients(ctx: Any, grad: Tensor | None, *_none: object) -> tuple[Tensor | 
             to_query, to_key = query_grad * grad, key_grad * grad
             by_row = by_row if weight is None else by_row * weight
         else:
-            sweep = _sweep_again if readable(query) else _sweep_again_operator
+            sweep = _sweep_again if readable(query) or differentiates() else _sweep_again_operator
             to_query, to_key = sweep(
                 *(query, key, columns, ids, level, excess, by_row.contiguous(), ctx.dtype, needs_query, needs_key)
             )

@@ -18,7 +18,7 @@ from imix_aug._cross_entropy.node import Node
 from imix_aug._cross_entropy.once_differentiable import once_differentiable, refuse_batched, refuse_forward_mode
 from imix_aug._cross_entropy.positives import settle
 from imix_aug._cross_entropy.sweeps import key_gradient, sweep_keys
-from imix_aug._values import readable
+from imix_aug._values import differentiates, readable
 
 
 def soft_cross_entropy(
@@ -211,7 +211,7 @@ def _gradients(ctx: Any, grad: Tensor | None, *_none: object) -> tuple[Tensor | 
     left_out, row_ids, key_ids, negative_ids, further, weight, level, excess, query_grad, key_grad = saved
     needs_query, needs_key, needs_negatives, _, needs_shares, *_, needs_further = ctx.needs_input_grad[:10]
     to_query = to_key = to_negatives = to_shares = to_further = None
-    sweep = _key_grad if readable(query) else _key_grad_operator
+    sweep = _key_grad if readable(query) or differentiates() else _key_grad_operator
     with torch.no_grad():
         by_row = grad.expand_as(level)
         if ctx.summed and weight is not None:

@@ -152,7 +152,7 @@ def _backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
     tensors: tuple[Any, ...] = ctx.saved_tensors
     query, key = tensors[:2]
     needs_query, needs_key, needs_bias = ctx.needs_input_grad[:3]
-    gradients: Any = _gradients if readable(query) else _gradients_operator
+    gradients: Any = _gradients if readable(query) or differentiates() else _gradients_operator
     with torch.no_grad():
         found = gradients(*tensors, grad.contiguous(), ctx.dtype, needs_query, needs_key)
     needed = zip(found, (needs_query, needs_key, needs_bias), strict=True)
