@@ -105,7 +105,7 @@ def test_an_encoding_that_is_not_said_is_seen(line, unsaid):
 
 
 def test_operators_have_their_types_at_run_time():
-    """torch 2.4 reads an operator's schema off its annotations as they are, and cannot import a package of strings."""
+    """torch 2.4 reads an operator's schema off its annotations as they are, and knows no strings."""
     texts = {path.name: path.read_text(encoding="utf-8") for path in (TESTS.parent / "src").rglob("*.py")}
     of_operators = {
         name: text for name, text in texts.items() if "torch.library.custom_op(" in text or " Node(" in text
