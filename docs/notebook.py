@@ -1,11 +1,13 @@
-"""Make the tutorial's notebook out of its page: `python docs/notebook.py`."""
+"""Make the notebooks: the tutorial's out of its page, the domains' out of their loops: `python docs/notebook.py`."""
 
+import ast
 import json
 import re
 from pathlib import Path
 
 PAGE = Path(__file__).parent / "tutorial.md"
-NOTEBOOK = PAGE.with_suffix(".ipynb")
+LOOPS = PAGE.parents[1] / "examples" / "loops"
+DOMAINS = ("image", "speech", "tabular", "timeseries")
 
 _BLOCK = re.compile(r"^```(\S+)[^\n]*\n(.*?)^```\n", re.MULTILINE | re.DOTALL)
 _ROLE = re.compile(r"\{\w+\}`~?([^`<]+)`")
@@ -26,10 +28,42 @@ def cells(page: str) -> list[tuple[str, str]]:
     return [(kind, _plain(text) if kind == "markdown" else text.strip()) for kind, text in found if text.strip()]
 
 
-def notebook(page: str) -> str:
-    """Return the notebook, without outputs, as the text of its file."""
+def cells_of_loop(source: str) -> list[tuple[str, str]]:
+    """Return kind and text of each cell of a script: what its functions say, their code, and the call of the last."""
+    module = ast.parse(source)
+    head, _, about = (ast.get_docstring(module) or "").partition("\n\n")
+    about = "\n\n".join(part for part in about.split("\n\n") if not part.startswith("    "))
+    functions = [node for node in module.body if isinstance(node, ast.FunctionDef)]
+    lines = source.splitlines()
+    first = module.body[1].lineno - 1
+    before = "\n".join(lines[first : _first_line(functions[0]) - 1]).strip()
+    found = [
+        ("markdown", f"# {head.rstrip('.')}\n\n{about}".strip()),
+        ("code", before.replace("import argparse\n", "").strip()),
+    ]
+    for each in functions:
+        found.append(("markdown", ast.get_docstring(each) or ""))
+        found.append(("code", "\n".join(lines[_first_line(each) - 1 : each.end_lineno])))
+    return [*found, ("code", "scores = main()")]
+
+
+def _first_line(function: ast.FunctionDef) -> int:
+    return min([function.lineno, *(each.lineno for each in function.decorator_list)])
+
+
+def notebooks() -> dict[Path, str]:
+    """Return all notebooks, without outputs, by their files."""
+    made = {PAGE.with_suffix(".ipynb"): notebook(cells(PAGE.read_text(encoding="utf-8")))}
+    for name in DOMAINS:
+        source = (LOOPS / f"{name}.py").read_text(encoding="utf-8")
+        made[PAGE.parent / "notebooks" / f"{name}.ipynb"] = notebook(cells_of_loop(source))
+    return made
+
+
+def notebook(found: list[tuple[str, str]]) -> str:
+    """Return the notebook of some cells as the text of its file."""
     content = {
-        "cells": [_cell(number, kind, text) for number, (kind, text) in enumerate(cells(page))],
+        "cells": [_cell(number, kind, text) for number, (kind, text) in enumerate(found)],
         "metadata": {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}},
         "nbformat": 4,
         "nbformat_minor": 5,
@@ -48,5 +82,7 @@ def _cell(number: int, kind: str, text: str) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    NOTEBOOK.write_text(notebook(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
-    print(NOTEBOOK)
+    for path, text in notebooks().items():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        print(path)

@@ -1,6 +1,7 @@
 """Every Python block of the documentation runs, page by page, from the top to the bottom."""
 
 import inspect
+import json
 import re
 import runpy
 from pathlib import Path
@@ -73,9 +74,27 @@ def test_the_readme_links_to_what_is_there():
     assert [link for link in local if not (README.parent / link).exists()] == []
 
 
-def test_the_notebook_is_the_tutorial():
-    made = runpy.run_path(str(DOCS / "notebook.py"))["notebook"](TUTORIAL.read_text(encoding="utf-8"))
-    assert made == TUTORIAL.with_suffix(".ipynb").read_text(encoding="utf-8"), "run `python docs/notebook.py`"
+NOTEBOOKS = runpy.run_path(str(DOCS / "notebook.py"))["notebooks"]()
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_its_page_or_script(path):
+    assert NOTEBOOKS[path] == path.read_text(encoding="utf-8"), "run `python docs/notebook.py`"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "path", [path for path in NOTEBOOKS if path.parent.name == "notebooks"], ids=lambda path: path.stem
+)
+def test_a_domains_notebook_runs(path):
+    """All cells in one namespace; the last with a single epoch in place of all."""
+    pytest.importorskip("sklearn")
+    cells = ["".join(each["source"]) for each in json.loads(NOTEBOOKS[path])["cells"] if each["cell_type"] == "code"]
+    assert cells[-1] == "scores = main()"
+    namespace: dict[str, object] = {"__name__": path.stem}
+    for cell in [*cells[:-1], "scores = main(epochs=1)"]:
+        exec(compile(cell, path.stem, "exec"), namespace)
+    assert "with i-Mix" in namespace["scores"]
 
 
 def test_the_notebook_prints_what_the_tutorial_shows(monkeypatch):
