@@ -136,14 +136,16 @@ class Mutation:
         self.log = f"/tmp/mutation-{os.getpid()}.log"
 
     def pytest_runtestloop(self, session):
-        tree = ast.parse(pathlib.Path(self.path).read_text())
+        tree = ast.parse(pathlib.Path(self.path).read_text(encoding="utf-8"))
         if session.testsfailed or self.run(session, tree):
-            raise SystemExit(f"the tests fail without a change: {pathlib.Path(self.log).read_text()[-3000:]}")
+            raise SystemExit(
+                f"the tests fail without a change: {pathlib.Path(self.log).read_text(encoding='utf-8')[-3000:]}"
+            )
         left, total, start = [], 0, time.monotonic()
         for line, what, changed in mutants(tree):
             total += 1
             failed = self.run(session, changed)
-            if not failed or "hangs in" in pathlib.Path(self.log).read_text():
+            if not failed or "hangs in" in pathlib.Path(self.log).read_text(encoding="utf-8"):
                 print(f"{'LEFT' if failed is False else 'hangs'} {line} {what}", file=sys.stderr, flush=True)
             if failed is False:
                 left.append(f"{line} {what}")

@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-SOURCES = {path: ast.parse(path.read_text()) for path in (ROOT / "src" / "imix_aug").rglob("*.py")}
+SOURCES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "src" / "imix_aug").rglob("*.py")}
 
 
 def private(name):

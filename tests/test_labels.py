@@ -85,7 +85,12 @@ WRONG = [
     (torch.rand(4, 1), torch.arange(4), ValueError, r"lam and partner .*\(4, 1\) and \(4,\)"),
     (torch.rand(4), torch.arange(4.0), TypeError, "partner must be int64, got torch.float32"),
     (torch.rand(4), torch.arange(4).int(), TypeError, "partner must be int64, got torch.int32"),
-    (torch.ones(4).long(), torch.arange(4), TypeError, "lam must be floating-point, of 16 bits at least, got torch.int64"),
+    (
+        torch.ones(4).long(),
+        torch.arange(4),
+        TypeError,
+        "lam must be floating-point, of 16 bits at least, got torch.int64",
+    ),
     (torch.rand(4), torch.arange(4, device="meta"), ValueError, "on one device, got cpu and meta"),
     (torch.rand(4, device="meta"), torch.arange(5, device="meta"), ValueError, "one shape"),
     (torch.tensor([0.5, 1.5]), torch.arange(2), ValueError, "lam must be between 0 and 1, got 1.5"),

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 from runner.many_tables import ARMS, DEVELOPMENT
 from runner.report.wins import draw_matrix_on, means, seeds_of
 
-REPORT = json.loads(Path(__file__).with_suffix(".json").read_text())
+REPORT = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
 CELLS = [cell for cell in REPORT["cells"] if cell["table"] not in DEVELOPMENT]
 
 

@@ -33,8 +33,8 @@ def commands(tmp_path_factory):
         noise = 0.05 * draw.standard_normal(round(seconds * RATE))
         soundfile.write(folder / "_background_noise_" / f"{name}.wav", noise, RATE)
     clips = [f"{path.parent.name}/{path.name}\n" for path in sorted(folder.glob("[!_]*/*.wav"))]
-    (folder / "testing_list.txt").write_text("".join(clip for clip in clips if "s1_" in clip))
-    (folder / "validation_list.txt").write_text("".join(clip for clip in clips if "s2_" in clip))
+    (folder / "testing_list.txt").write_text("".join(clip for clip in clips if "s1_" in clip), encoding="utf-8")
+    (folder / "validation_list.txt").write_text("".join(clip for clip in clips if "s2_" in clip), encoding="utf-8")
     return folder
 
 

@@ -134,7 +134,8 @@ def test_killed_in_mid_epoch_a_run_goes_on_to_the_same_bits(photos, tmp_path):
         if isinstance(weight, torch.Tensor):
             assert torch.equal(cut["parts"]["method"][key], weight), key
     metrics = [
-        json.loads((tmp_path / name / "results.json").read_text())["runs"][0]["metrics"] for name in ("whole", "cut")
+        json.loads((tmp_path / name / "results.json").read_text(encoding="utf-8"))["runs"][0]["metrics"]
+        for name in ("whole", "cut")
     ]
     assert metrics[0] == metrics[1]
 
@@ -245,7 +246,7 @@ def test_two_ranks_read_each_its_share(photos, tmp_path):
         child.join(300)
         child.kill()
     assert [child.exitcode for child in children] == [0, 0]
-    (run,) = json.loads((tmp_path / "two" / "results.json").read_text())["runs"]
+    (run,) = json.loads((tmp_path / "two" / "results.json").read_text(encoding="utf-8"))["runs"]
     assert run["config"]["ranks"] == 2
     assert final(tmp_path / "two")["progress"]["step"] == 12
 
