@@ -147,7 +147,7 @@ def _peak(name: str, n: int, options: Any) -> float:
 
 
 def mix(options: Any) -> Iterator[Row]:
-    """Mixing a batch: bytes per second, two reads and a write counted, against the same formula in PyTorch and a copy."""
+    """Mixing a batch: bytes per second, two reads and a write counted, against PyTorch's formula and a copy."""
     device = torch.device(options.device)
     for megabytes in options.megabytes:
         x = torch.rand(256, max(1, int(megabytes * 1e6 / 4 / 256 / 1024)), 32, 32, device=device)
