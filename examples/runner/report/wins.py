@@ -122,7 +122,7 @@ def draw_matrix(path: Path, title: str, found: dict[str, dict[str, float]], arms
 
 
 def draw_matrix_on(figure: Figure, title: str, found: dict[str, dict[str, float]], arms: Sequence[str]) -> None:
-    """Draw it on a figure: blue where the row is ahead on more tables, orange where it is behind on more."""
+    """Draw it on a figure: orange where the row is ahead on more tables, purple where it is behind on more."""
     axes = figure.add_subplot()
     lead = [[0.0] * len(arms) for _ in arms]
     for i, one in enumerate(arms):
