@@ -1,4 +1,4 @@
-"""A large batch over several processes, each in chunks and with the keys of all: one module under both.
+"""A large batch over several processes, each in chunks and with the keys of all: under plain DDP and Accelerate.
 
     torchrun --nproc-per-node 2 examples/recipes/several_processes.py torchrun
     torchrun --nproc-per-node 2 examples/recipes/several_processes.py accelerate
