@@ -101,7 +101,9 @@ class _Tiles:
         """Sweep again, in the reverse order."""
         query, key, n, tiles = self.query, self.key, self.n, self.tiles
         columns = self.positives.columns[:n]
-        few = excess_of_both(columns, excess / 2 if weight is None else excess * (weight / 2).repeat(2)[:, None])
+        at_positives = excess_of_both(
+            columns, excess / 2 if weight is None else excess * (weight / 2).repeat(2)[:, None]
+        )
         in_half = tiles.sums != query.dtype  # Then the positives' share of the gradients is not rounded.
         down, up = level.chunk(2)
         if tiles.bounded:
@@ -129,13 +131,15 @@ class _Tiles:
                     tile.mul_(weight[part, None])
                 tile.add_(beside)
             if not in_half:
-                tile.scatter_add_(1, columns[part], few[part])
+                tile.scatter_add_(1, columns[part], at_positives[part])
             tile = tile.to(key.dtype)
             if query_grad is not None:
                 row_grad = times_transposed(tile, key.t())
-                query_grad[part] = add_query_grad(row_grad, key, columns[part], few[part]) if in_half else row_grad
+                query_grad[part] = (
+                    add_query_grad(row_grad, key, columns[part], at_positives[part]) if in_half else row_grad
+                )
             if key_grad is not None:
                 add_transposed_times(key_grad, tile, query[part])
                 if in_half:
-                    add_key_grad(key_grad, query[part], columns[part], few[part])
+                    add_key_grad(key_grad, query[part], columns[part], at_positives[part])
         return query_grad, None if key_grad is None else key_grad.contiguous()

@@ -47,14 +47,14 @@ def gradients(
     n, half = len(query), weight / 2
     by_row, by_column = _left_out(columns, ids)
     down, up = level.chunk(2)
-    few = excess_of_both(columns[:n], excess * half.repeat(2)[:, None])
+    at_positives = excess_of_both(columns[:n], excess * half.repeat(2)[:, None])
     query_grad = key_grad = None
     if wants[0]:
         query_grad = triton.sweep_queries(key, query, by_column, up, half, down)
-        add_query_grad(query_grad, key, columns[:n], few)
+        add_query_grad(query_grad, key, columns[:n], at_positives)
     if wants[1]:
         key_grad = triton.sweep_queries(query, key, by_row, down, half, up)
-        add_key_grad(key_grad, query, columns[:n], few)
+        add_key_grad(key_grad, query, columns[:n], at_positives)
     return query_grad, key_grad
 
 

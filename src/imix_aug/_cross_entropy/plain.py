@@ -146,7 +146,7 @@ def _sweep_both(rows: Tensor, grads: Tensor, columns: Tensor, shares: Tensor, sc
     power = powers.gather(1, own)
     powers.scatter_(1, own, 0)
     rest = torch.cat((powers.sum(dim=1), powers.sum(dim=0)))[:, None]
-    loss, excess, total = _weigh_few(torch.cat((power, power.gather(0, back))), rest, columns, shares)
+    loss, excess, total = _weigh_positives(torch.cat((power, power.gather(0, back))), rest, columns, shares)
     part = total.reciprocal_()
     powers.mul_(part[:n] + part[n:].t())
     powers.scatter_add_(1, own, excess_of_both(own, excess.mul_(part)))
@@ -182,13 +182,13 @@ def _weigh(powers: Tensor, columns: Tensor, shares: Tensor, loss: Tensor) -> Ten
     """Do the same for labels that are spread over two columns."""
     power = powers.gather(1, columns)
     powers.scatter_(1, columns, 0)
-    share_of_loss, excess, total = _weigh_few(power, powers.sum(dim=1, keepdim=True), columns, shares)
+    share_of_loss, excess, total = _weigh_positives(power, powers.sum(dim=1, keepdim=True), columns, shares)
     loss.add_(share_of_loss)
     powers.scatter_add_(1, columns, excess)
     return total
 
 
-def _weigh_few(power: Tensor, rest: Tensor, columns: Tensor, shares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _weigh_positives(power: Tensor, rest: Tensor, columns: Tensor, shares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the loss of rows with two positives, these' softmax minus label, times the total, and the total."""
     present = power.clone()
     present[:, 1].masked_fill_(columns[:, 1] == columns[:, 0], 0)
