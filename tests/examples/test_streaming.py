@@ -97,7 +97,7 @@ def test_a_file_that_is_no_image_is_one_line(photos, tmp_path, workers):
     assert "Traceback" not in str(refused.value)
 
 
-def train(out, photos, workers, stop_at=None, number=None):
+def train(out, photos, workers, stop_at=None):
     torch.set_num_threads(1)
     if stop_at:
         record, steps = Steps.record, []

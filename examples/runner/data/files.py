@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -159,6 +160,8 @@ def read_ahead(read: Callable[[Hashable], Tensor], batches: Iterable[list], work
         num_workers=workers,
         collate_fn=_stack,
         worker_init_fn=_step_aside,
+        # A fork starts at once, and ends when the main process is killed; those of a fork server do neither.
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # or it would draw from the one of the run
     )
