@@ -19,6 +19,7 @@ from torch.utils.data import Dataset as Rows
 
 from runner.data.pixels import open_rgb
 from runner.errors import Refused
+from runner.state.place import let_go
 
 IMAGENETS = ("imagenet", "imagenet100")
 Change = Callable[[Image.Image], Image.Image]
@@ -175,6 +176,7 @@ def _step_aside(_worker: int) -> None:
     """Leave the group that a terminal or ``timeout`` signals: the main process hears it and ends the workers."""
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)
+    let_go()
 
 
 class _Reading(Rows):

@@ -18,23 +18,31 @@ except ImportError:  # Windows
     fcntl = None
 
 
+_held: list[int] = []  # handles of the folders that this process holds
+
+
+def let_go(but: int = 0) -> None:
+    """Hold no folder any longer, or the first ones alone; a fork would hold those of its parent beyond its death."""
+    while len(_held) > but:
+        os.close(_held.pop())
+
+
 @contextlib.contextmanager
 def hold(out: Path) -> Iterator[None]:
     """Hold ``--out`` against other processes; refuse a file, a folder that is held, read-only, or on a full disk."""
-    handle, refusal = None, None
-    if is_main():
-        try:
-            handle = _open(out)
-        except Refused as why:
-            refusal = str(why)
-    refusal = gather(refusal)[0]  # all ranks stop where the first cannot write
-    if refusal:
-        raise Refused(refusal)
+    before, refusal = len(_held), None
     try:
+        if is_main():
+            try:
+                _open(out)
+            except Refused as why:
+                refusal = str(why)
+        refusal = gather(refusal)[0]  # all ranks stop where the first cannot write
+        if refusal:
+            raise Refused(refusal)
         yield
     finally:
-        if handle is not None:
-            os.close(handle)
+        let_go(but=before)
 
 
 def refuse_without_room(path: Path, size: int) -> None:
@@ -62,23 +70,20 @@ def refuse_unwritable(*files: Path | None) -> None:
             refuse_without_room(path, 1 << 16)
 
 
-def _open(out: Path) -> int | None:
+def _open(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         reason = "it is a file" if out.exists() else error.strerror
         raise Refused(f"--out {out}: wanted a folder, and {reason}") from error
-    handle = None
     if fcntl is not None:
         # The folder itself is locked: no file is left behind, and the lock ends with the process however that ends.
-        handle = os.open(out, os.O_RDONLY)
+        _held.append(os.open(out, os.O_RDONLY))
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(_held[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                os.close(handle)
                 raise Refused(f"--out {out}: another process is writing there; wait for it or give another") from error
     refuse_without_room(out / "results.json", 1 << 16)
     for left in (*out.glob(f".*{SCRATCH}"), *out.glob(f"runs/*/.*{SCRATCH}")):  # by a process that was killed
         left.unlink(missing_ok=True)
-    return handle
