@@ -234,7 +234,8 @@ def imix_clip_loss(
     Each mixed query is classified among all keys, as in ``imix_nce_loss``, and each key among all mixed queries: its
     soft label is spread over the queries that hold a share of it, in proportion to these shares. The result is the mean
     of both directions (Radford et al., ICML 2021, arXiv 2103.00020, figure 3; soft labels as in Lee et al., ICLR 2021,
-    arXiv 2010.08887). The arguments of ``imix_nce_loss`` cannot be swapped under the same labels instead.
+    arXiv 2010.08887). The arguments of ``imix_nce_loss`` cannot be swapped under the same labels instead. One
+    sweep over the logits serves both directions; across ranks, where these are two matrices, there are two.
 
     Args:
         query: ``(N, D)``, embeddings of the mixed side (images, say).
