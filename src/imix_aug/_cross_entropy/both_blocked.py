@@ -105,13 +105,12 @@ class _Tiles:
             columns, excess / 2 if weight is None else excess * (weight / 2).repeat(2)[:, None]
         )
         in_half = tiles.sums != query.dtype  # Then the positives' share of the gradients is not rounded.
-        down, up = level.chunk(2)
         if tiles.bounded:
-            to_rows, to_columns = (torch.exp(-each) / 2 for each in (down, up))
+            by_row, by_column = (torch.exp(-each) / 2 for each in level.chunk(2))
             if weight is not None:
-                to_rows, to_columns = to_rows * weight, to_columns * weight
+                by_row, by_column = by_row * weight, by_column * weight
         else:
-            down, up = (each * LOG2_E + 1 for each in (down, up))  # and so halves
+            by_row, by_column = (each * LOG2_E + 1 for each in level.chunk(2))  # and so halves
         query_grad = query.new_empty(query.shape, dtype=tiles.sums) if wants[0] else None
         key_grad = zeros_by_columns(key) if wants[1] else None
         for part in reversed(tiles.parts()):
@@ -122,10 +121,10 @@ class _Tiles:
                     tile.exp2_()
             beside = self.beside[: len(tile)]
             if tiles.bounded:
-                tile.mul_(torch.add(to_rows[part, None], to_columns, out=beside))
+                tile.mul_(torch.add(by_row[part, None], by_column, out=beside))
             else:
-                torch.sub(tile, up, out=beside).exp2_()
-                tile.sub_(down[part, None]).exp2_()
+                torch.sub(tile, by_column, out=beside).exp2_()
+                tile.sub_(by_row[part, None]).exp2_()
                 if weight is not None:
                     beside.mul_(weight)
                     tile.mul_(weight[part, None])

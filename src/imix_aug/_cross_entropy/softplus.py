@@ -145,7 +145,8 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.dtype = dtype
 
 
-def _backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    (grad,) = grads
     if grad is None:
         return (None,) * 7
     refuse_batched(grad)
