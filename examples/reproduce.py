@@ -10,26 +10,32 @@ python examples/reproduce.py tables --path DIR --seeds 3             # all table
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shlex
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from runner.data.dataset import Dataset
 from runner.data.files import IMAGENETS
 from runner.device import pick_device
+from runner.domain import Domain, Task
 from runner.errors import Refused, one_line_errors
 from runner.evaluate import evaluate
 from runner.many_tables import find_tables, judge_all, open_bench, write_page
 from runner.paper import METHOD_NAMES, MIXES, SCALES, TABLES, Row, recipe
 from runner.ranks import barrier, is_main
+from runner.report.paired import gain_in_words
 from runner.report.plots import draw_against, draw_beside
 from runner.report.results import read_results
 from runner.report.wins import WinReport
-from runner.run import compare, parse, prepare
+from runner.run import add_missing, parse, prepare
+from runner.settings import Settings
 from runner.state.files import write_text
 from runner.state.saved import DOMAINS, open_run
 from sklearn.datasets import get_data_home
@@ -63,6 +69,19 @@ class CannotRun(Exception):
     """Why a cell stays empty."""
 
 
+@dataclass
+class Cell:
+    """Half of a line: a row trained with one mix."""
+
+    line: dict[str, Any]
+    row: Row
+    mix: str
+    folder: Path
+    options: list[str]
+    settled: list[str] = field(default_factory=list)
+    prepared: tuple[Settings, Task] | None = None
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run what is not done yet, and report."""
     args = _parse(argv)
@@ -73,20 +92,19 @@ def main(argv: list[str] | None = None) -> None:
 
 def table(args: argparse.Namespace) -> None:
     """Table 1, 2 or 3: every row without and with i-Mix."""
-    rows = _choose(TABLES[args.table], args.rows)
     folder, title = args.out / f"table{args.table}-{args.scale}", _title(args, f"Table {args.table}")
-    lines: list[dict[str, Any]] = []
-    for row in rows:
-        line: dict[str, Any] = {"row": row.name, "data": row.data, "method": METHOD_NAMES[row.method]}
+    cells: list[Cell] = []
+    for row in _choose(TABLES[args.table], args.rows):
+        line = {"row": row.name, "data": row.data, "method": METHOD_NAMES[row.method], "found": {}, "runs": {}}
         line["published"] = dict(zip(MIXES, row.published, strict=True))
-        try:
-            line["found"] = {
-                mix: run(args, row, folder / row.name / mix, recipe(row, mix, args.scale)) for mix in MIXES
-            }
-        except CannotRun as why:
-            line["cannot"] = str(why)
-        lines.append(line)
-        _write(folder, title, lines)
+        cells += [Cell(line, row, mix, folder / row.name / mix, recipe(row, mix, args.scale)) for mix in MIXES]
+    lines = _measure(args, folder, title, cells)
+    if args.controls:
+        first = {cell.row.data: cell for cell in reversed(cells) if cell.mix == "none"}
+        for cell in first.values():
+            with contextlib.suppress(CannotRun):
+                cell.line["controls"] = judge_controls(args, cell)
+                _write(folder, title, lines)
     _finish(folder, title, lines)
 
 
@@ -109,7 +127,7 @@ def transfer(args: argparse.Namespace) -> None:
 
 
 def _probe_elsewhere(args: argparse.Namespace, row: Row, folder: Path, mix: str) -> list[float]:
-    run(args, row, folder, recipe(row, mix, args.scale))
+    run(args, Cell({}, row, mix, folder, recipe(row, mix, args.scale)), args.seeds)
     found = []
     probe = args.changes.get("probe", "sgd" if args.scale == "paper" else "logistic")
     for seed in range(args.seeds):
@@ -136,24 +154,17 @@ def ablation(args: argparse.Namespace) -> None:
         raise Refused(f"--over queue: {METHOD_NAMES[row.method]} has none; give --rows one with moco")
     folder = args.out / f"ablation-{args.over}-{row.name}-{args.scale}"
     title = _title(args, f"{row.name} over {args.over}")
-    lines: list[dict[str, Any]] = []
+    cells: list[Cell] = []
     for value in args.values or values:
         line: dict[str, Any] = {"row": f"{args.over} {value}", "data": row.data, "method": METHOD_NAMES[row.method]}
-        line.update({"value": value, "published": dict.fromkeys(MIXES)})
-        try:
-            line["found"] = {}
-            for mix in MIXES:
-                alone = args.over == "alpha" and mix == "none"  # draws no lambda: one run serves all alphas
-                options = recipe(row, mix, args.scale)
-                if not alone:
-                    options = _replace(options, option, value)
-                line["found"][mix] = run(args, row, folder / ("any" if alone else value) / mix, options)
-        except CannotRun as why:
-            line = {**line, "cannot": str(why)}
-            line.pop("found")
-        lines.append(line)
-        _write(folder, title, lines)
-    _finish(folder, title, lines, partial(draw_against, args.over))
+        line.update({"value": value, "published": dict.fromkeys(MIXES), "found": {}, "runs": {}})
+        for mix in MIXES:
+            alone = args.over == "alpha" and mix == "none"  # draws no lambda: one run serves all alphas
+            options = recipe(row, mix, args.scale)
+            if not alone:
+                options = _replace(options, option, value)
+            cells.append(Cell(line, row, mix, folder / ("any" if alone else value) / mix, options))
+    _finish(folder, title, _measure(args, folder, title, cells), partial(draw_against, args.over))
 
 
 def many_tables(args: argparse.Namespace) -> None:
@@ -177,42 +188,104 @@ def many_tables(args: argparse.Namespace) -> None:
     print(f"\n{write_page(folder, report)}\n{', '.join(str(path) for path in sorted(folder.glob('*.*')))}")
 
 
-def run(args: argparse.Namespace, row: Row, folder: Path, options: list[str]) -> list[float]:
-    """Train one cell unless it is done, and return the probe's accuracy in percent, seed by seed."""
-    _require(args, row.source)
+def _measure(args: argparse.Namespace, folder: Path, title: str, cells: list[Cell]) -> list[dict[str, Any]]:
+    """Run all cells with one seed before the next, so that what is cut short compares all of them alike."""
+    lines = list({id(cell.line): cell.line for cell in cells}.values())
+    for seeds in range(1, args.seeds + 1):
+        for cell in cells:
+            if "cannot" in cell.line:
+                continue
+            try:
+                runs = run(args, cell, seeds)
+            except CannotRun as why:
+                cell.line["cannot"] = str(why)
+                continue
+            cell.line["runs"][cell.mix] = runs
+            cell.line["found"][cell.mix] = [100 * one["metrics"]["probe_accuracy"] for one in runs]
+            _write(folder, title, lines)
+    _write(folder, title, lines)
+    return lines
+
+
+def run(args: argparse.Namespace, cell: Cell, seeds: int) -> list[dict[str, Any]]:
+    """Train one cell with its first seeds unless that is done, and return what is known of each."""
+    command = _settle(args, cell)
+    found = _finished(cell.folder, command)
+    if not set(range(seeds)) <= found.keys():
+        _compare(args, cell, seeds)
+        if is_main():
+            write_text(cell.folder / "command.txt", command)
+        barrier()
+        found = _finished(cell.folder, command)
+    return [found[seed] for seed in range(seeds)]
+
+
+def judge_controls(args: argparse.Namespace, cell: Cell) -> dict[str, list[dict[str, Any]]]:
+    """What the same probe finds in the raw input, and in the untrained network of each seed."""
+    path = cell.folder / "results.json"
+    _settle(args, cell)
+
+    def known() -> dict[str, list[dict[str, Any]]]:
+        controls = sorted(read_results(path)[1], key=lambda control: control["seed"])
+        return {name: [one for one in controls if one["control"] == name] for name in ("raw", "untrained")}
+
+    if len(known()["untrained"]) < args.seeds:
+        _compare(args, cell, args.seeds, controls=True)
+        barrier()
+    return known()
+
+
+def _settle(args: argparse.Namespace, cell: Cell) -> str:
+    """Complete a cell's options, unless it cannot run, and return them as one line."""
+    _require(args, cell.row.source)
+    options = cell.options
     for option, value in args.changes.items():
         options = _replace(options, option, value)
-    options = [*options, "--data", str(args.path.get(row.source, row.source)), "--out", str(folder)]
+    options = [*options, "--data", str(args.path.get(cell.row.source, cell.row.source)), "--out", str(cell.folder)]
     if args.data_root:
         options += ["--data-root", args.data_root]
-    command, kept = shlex.join([row.domain, *options]), folder / "command.txt"
-    is_same = kept.exists() and kept.read_bytes() == command.encode()
-    found = _finished(folder) if is_same else {}
-    if not set(range(args.seeds)) <= found.keys():
-        domain = DOMAINS[row.domain]
-        barrier()
-        if is_main():
-            print(f"\npython examples/{row.domain}.py {shlex.join(options)} --seeds {args.seeds}", flush=True)
-        try:
-            compare(
-                *prepare(
-                    domain,
-                    parse(domain, [*options, "--seeds", str(args.seeds), "--device", args.device, "--no-controls"]),
-                )
-            )
-        except Refused as why:
-            raise CannotRun(str(why)) from why
-        if is_main():
-            write_text(kept, command)
-        barrier()
-        found = _finished(folder)
-    return [100 * found[seed] for seed in range(args.seeds)]
+    cell.settled = options
+    return shlex.join([cell.row.domain, *options])
 
 
-def _finished(folder: Path) -> dict[int, float]:
-    path = folder / "results.json"
-    runs, _ = read_results(path) if path.exists() else ([], [])
-    return {run["seed"]: run["metrics"]["probe_accuracy"] for run in runs}
+def _compare(args: argparse.Namespace, cell: Cell, seeds: int, *, controls: bool = False) -> None:
+    domain = DOMAINS[cell.row.domain]
+    barrier()
+    if is_main():
+        print(f"\npython examples/{domain.name}.py {shlex.join(cell.settled)} --seeds {seeds}", flush=True)
+    try:
+        if cell.prepared is None:
+            options = parse(domain, [*cell.settled, "--device", args.device, "--no-controls"])
+            cell.prepared = prepare(domain, options, partial(args.loaded.load, domain))
+        settings, task = cell.prepared
+        add_missing(replace(settings, seeds=seeds, controls=controls), task)
+    except Refused as why:
+        raise CannotRun(str(why)) from why
+
+
+class Loaded:
+    """Data sets that were read before: the cells of a table share them."""
+
+    # Options in which cells of one data set differ, and none of which has to do with reading it.
+    OTHERS = {"method", "mix", "inputmix", "alpha", "augment", "dropout", "dropout_columns", "temperature", "queue"}
+    OTHERS |= {"momentum", "epochs", "batch_size", "width", "projection_bn", "prediction_bn", "pretrain_rows", "out"}
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Any] = {}
+
+    def load(self, domain: Domain, given: Mapping[str, Any]) -> Dataset:
+        """Read what the command line names, once."""
+        key = repr([domain.name, *sorted((name, str(given[name])) for name in given.keys() - self.OTHERS)])
+        if key not in self._kept:
+            self._kept[key] = domain.load(given)
+        return self._kept[key]
+
+
+def _finished(folder: Path, command: str) -> dict[int, dict[str, Any]]:
+    kept, path = folder / "command.txt", folder / "results.json"
+    if not (kept.exists() and kept.read_bytes() == command.encode() and path.exists()):
+        return {}
+    return {one["seed"]: one for one in read_results(path)[0]}
 
 
 def _replace(options: list[str], option: str, value: str) -> list[str]:
@@ -270,7 +343,7 @@ def _finish(folder: Path, title: str, lines: list[dict[str, Any]], draw: Callabl
     if not is_main():
         return
     print(f"\n{_markdown(lines)}")
-    done = [line for line in lines if "found" in line]
+    done = [line for line in lines if "cannot" not in line]
     if done:
         draw(folder / "report.png", title, done)
     print("\n" + ", ".join(str(path) for path in sorted(folder.glob("report.*"))))
@@ -283,10 +356,9 @@ def _markdown(lines: list[dict[str, Any]]) -> str:
         if "cannot" in line:
             rows.append(f"| {line['row']} | not run: {line['cannot']} | | | {published[0]} | {published[1]} | |")
             continue
-        found = [line["found"][mix] for mix in MIXES]
-        cells = [f"{mean(one):.2f}" + (f" +- {stdev(one):.2f}" if len(one) > 1 else "") for one in found]
-        gain = mean(found[1]) - mean(found[0])
-        rows.append(f"| {' | '.join([line['row'], *cells, f'{gain:+.2f}', *published, str(len(found[0]))])} |")
+        found = [line["found"].get(mix, []) for mix in MIXES]
+        cells = [f"{mean(one):.2f}" + (f" +- {stdev(one):.2f}" if len(one) > 1 else "") if one else "" for one in found]
+        rows.append(f"| {' | '.join([line['row'], *cells, gain_in_words(*found), *published, str(len(found[1]))])} |")
     return "\n".join(rows)
 
 
@@ -302,10 +374,11 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     option(
         "--rows", nargs="+", metavar="ROW", help="DATA-METHOD, such as covtype-npair; of tables, names (default: all)"
     )
-    option("--scale", choices=SCALES, default="cpu", help="as published, for one large GPU, for two cores (default)")
+    option("--scale", choices=SCALES, default="cpu", help="as published, for one large GPU, for one core (default)")
     option("--seeds", type=int, default=1, metavar="S", help="train with the seeds 0 .. S-1 (default: 1)")
     option("--over", choices=tuple(OVER), help="ablation: what to vary")
     option("--values", nargs="+", metavar="V", help="ablation: its values")
+    option("--controls", action="store_true", help="of a table: also judge the raw input and the untrained network")
     option("--to", metavar="DATA", help="transfer: the data to probe")
     option("--change", nargs="+", default=[], metavar="OPTION=VALUE", help="of the recipes, such as epochs=60")
     option("--path", action="append", default=[], metavar="DATA=PATH", help="where a data set lies; of tables, DIR")
@@ -328,6 +401,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         bad = [word for word in getattr(args, name) if "=" not in word]
         if bad:
             parser.error(f"--{name} {bad[0]}: wanted {form}")
+    args.loaded = Loaded()
     args.changes = dict(word.split("=", 1) for word in args.change)
     args.path = {name: os.path.expanduser(path) for name, path in (place.split("=", 1) for place in args.path)}
     return args

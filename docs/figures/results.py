@@ -1,47 +1,117 @@
-"""Draw what the examples reached: `python docs/figures/results.py`.
+"""Draw the gains of i-Mix and print their table: `python docs/figures/results.py`.
 
-The numbers come from `results.json`, one entry per run: what `examples/` wrote to their own `results.json`.
+The runs come from `results.json`, which `gather.py` collects.
 """
 
 import json
+import sys
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
 import matplotlib.pyplot as plt
-from style import OWN, REST, save
+from style import OWN, PARTNER, save
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
+from runner.report.paired import Paired, paired
 
 RUNS = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
-METHODS = {"npair": "N-pair", "moco": "MoCo v2", "byol": "BYOL"}
-TITLES = {"covtype": "UCI Covertype, 5 seeds", "fsdd": "spoken digits, 3 seeds", "cifar10": "CIFAR-10, 3 seeds"}
+TITLES = {"covtype": "Covertype", "cifar100": "CIFAR-100", "speechcommands": "spoken commands"}
+METHODS = ("N-pair", "MoCo v2", "BYOL")
+METRICS = {"probe": "linear probe", "knn": "kNN"}
 
 
-def accuracies(data: str, method: str, mix: str) -> list[float]:
-    """The linear probe's, in percent, a seed each."""
-    return [
-        100 * run["probe_accuracy"] for run in RUNS if (run["data"], run["method"], run["mix"]) == (data, method, mix)
-    ]
+def found(data: str, method: str | None, features: str, metric: str) -> dict[int, float]:
+    """What was measured, seed by seed, in percent."""
+    key = (data, method, features)
+    return {run["seed"]: run[metric] for run in RUNS if (run["data"], run["method"], run["features"]) == key}
+
+
+def compare(data: str, method: str, metric: str) -> tuple[float, float, Paired]:
+    """The means over the seeds that both have, and their difference."""
+    without, with_mix = (found(data, method, mix, metric) for mix in ("none", "mixup"))
+    both = without.keys() & with_mix.keys()
+    return (
+        mean(without[seed] for seed in both),
+        mean(with_mix[seed] for seed in both),
+        paired(with_mix, without),
+    )
+
+
+def seconds(data: str, method: str) -> float:
+    """Processor time of one run's pretraining, the mean over both."""
+    return mean(run["cpu_seconds"] for run in RUNS if (run["data"], run["method"]) == (data, method))
+
+
+def table() -> str:
+    """The grid, in Markdown."""
+    rows = ["| data | method | pairs | without | with i-Mix | gain | ahead | p: t, sign | kNN: without | with | gain |"]
+    rows.append("| --- " * 11 + "|")
+    for data, title in TITLES.items():
+        for method in METHODS:
+            cells = [title, method, str(compare(data, method, "probe")[2].pairs)]
+            for metric in METRICS:
+                without, with_mix, pair = compare(data, method, metric)
+                better = [f"{with_mix:.2f}", f"**{with_mix:.2f}**"][pair.low is not None and pair.low > 0]
+                cells += [f"{without:.2f}", better, f"{pair.gain:+.2f} ({pair.low:+.2f} to {pair.high:+.2f})"]
+                if metric == "probe":
+                    cells += [str(pair.ahead), f"{in_words(pair.p_t)}, {in_words(pair.p_sign)}"]
+            rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def summary() -> str:
+    """The grid in a few words, for the README: a data set a line."""
+    rows = [f"| linear probe, percent | {' | '.join(METHODS)} |", "| --- " * (1 + len(METHODS)) + "|"]
+    for data, title in TITLES.items():
+        cells = [title]
+        for method in METHODS:
+            without, with_mix, pair = compare(data, method, "probe")
+            cells.append(f"{without:.1f} to {with_mix:.1f}: {pair.gain:+.1f} ({pair.low:+.1f} to {pair.high:+.1f})")
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def controls() -> str:
+    """What there is before any training, in Markdown."""
+    rows = ["| data | raw input | untrained network | raw: kNN | untrained: kNN |", "| --- " * 5 + "|"]
+    for data, title in TITLES.items():
+        cells = [title]
+        for metric in METRICS:
+            for control in ("raw", "untrained"):
+                values = found(data, None, control, metric).values()
+                cells.append(f"{mean(values):.2f}" if values else "not run")
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def in_words(p: float | None) -> str:
+    """A p-value to two digits."""
+    return "-" if p is None else "< 0.0001" if p < 0.0001 else f"{p:.2g}"
 
 
 def draw(ink: str) -> plt.Figure:
-    """A panel for each data set: bars without and with i-Mix for each method, deviations over the seeds as whiskers."""
-    figure, panels = plt.subplots(1, len(TITLES), figsize=(9, 3.1), layout="constrained")
+    """A panel for each data set: the mean gain of each method with its 95 % interval, in the probe and in kNN."""
+    figure, panels = plt.subplots(1, len(TITLES), figsize=(9, 2.6), layout="constrained", sharey=True)
     for axis, (data, title) in zip(panels, TITLES.items(), strict=True):
-        lowest, highest = 100.0, 0.0
-        for side, mix, color, label in ((-0.2, "none", REST, "without"), (0.2, "mixup", OWN, "with i-Mix")):
-            found = [accuracies(data, method, mix) for method in METHODS]
-            means, spreads = [mean(each) for each in found], [stdev(each) if len(each) > 1 else 0 for each in found]
-            places = [place + side for place in range(len(METHODS))]
-            bars = axis.bar(places, means, 0.38, yerr=spreads, color=color, ecolor=ink, capsize=2, label=label)
-            axis.bar_label(bars, fmt="%.1f", padding=1, fontsize=6.5)
-            lowest = min(lowest, *(value - spread for value, spread in zip(means, spreads, strict=True)))
-            highest = max(highest, *(value + spread for value, spread in zip(means, spreads, strict=True)))
-        axis.set_ylim(lowest - 0.6 * (highest - lowest), highest + 0.15 * (highest - lowest))
-        axis.set_xticks(range(len(METHODS)), METHODS.values(), fontsize=8)
+        axis.axvline(0, color=ink, linewidth=0.8)
+        for side, metric, color, mark in ((0.13, "probe", OWN, "o"), (-0.13, "knn", PARTNER, "s")):
+            pairs = [compare(data, method, metric)[2] for method in METHODS]
+            ends = [[p.gain - p.low for p in pairs], [p.high - p.gain for p in pairs]]
+            places = [side - place for place in range(len(METHODS))]
+            gains = [p.gain for p in pairs]
+            axis.errorbar(
+                gains, places, xerr=ends, fmt=mark, color=color, capsize=3, markersize=5, label=METRICS[metric]
+            )
+        axis.set_yticks([-place for place in range(len(METHODS))], METHODS)
+        axis.set_ylim(-len(METHODS) + 0.5, 0.6)
         axis.set_title(title, fontsize=10)
-    panels[0].set_ylabel("linear probe, percent")
+        axis.set_xlabel("gain, points", fontsize=8)
     figure.legend(*panels[0].get_legend_handles_labels(), fontsize=8, loc="outside upper center", ncols=2)
     return figure
 
 
 if __name__ == "__main__":
+    print(table(), controls(), summary(), sep="\n\n")
+    for data, title in TITLES.items():
+        print(title, {method: f"{seconds(data, method):.1f} s" for method in METHODS})
     save("results", draw)

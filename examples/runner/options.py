@@ -56,6 +56,18 @@ def build_parser(
     )
     option("--class-fraction", type=share, metavar="P", help="pretrain on the first classes alone; the probe sees all")
     option(
+        "--pretrain-rows",
+        type=whole(2),
+        metavar="N",
+        help="pretrain on N training rows, drawn once (default: all); the probe sees all",
+    )
+    option(
+        "--probe-rows",
+        type=whole(2),
+        metavar="N",
+        help="probe and nearest neighbours take N training and N test rows, drawn once (default: all)",
+    )
+    option(
         "--milestones",
         nargs="+",
         type=whole(1),

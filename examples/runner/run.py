@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from runner.controls import raw_input, untrained
-from runner.data.dataset import Dataset, subsample
+from runner.data.dataset import Dataset, subsample, thin
 from runner.domain import Domain, Task
 from runner.errors import one_line_errors
 from runner.evaluate import evaluate
@@ -18,7 +19,7 @@ from runner.feed import feed
 from runner.methods import Method, build_method
 from runner.options import build_parser, refuse_unused
 from runner.pace import Pace
-from runner.ranks import is_main, join_ranks, main_first, refuse_norm, wrap_in_ddp
+from runner.ranks import as_main_decides, is_main, join_ranks, main_first, refuse_norm, wrap_in_ddp
 from runner.recipe import build_inputmix, build_mix, build_optimizer
 from runner.report.board import Board
 from runner.report.mixed import save_mixed, some_of
@@ -44,12 +45,14 @@ def parse(domain: Domain, argv: Sequence[str] | None = None) -> dict[str, Any]:
     return vars(parser.parse_args(argv))
 
 
-def prepare(domain: Domain, given: Mapping[str, Any]) -> tuple[Settings, Task]:
-    """Load the data and settle everything that training asks for."""
+def prepare(
+    domain: Domain, given: Mapping[str, Any], load: Callable[[Mapping[str, Any]], Dataset] | None = None
+) -> tuple[Settings, Task]:
+    """Load the data, by default as the domain does, and settle everything that training asks for."""
     device, ranks = join_ranks(given["device"])
     refuse_norm(given["bn"], given["method"], device, ranks)
     with main_first():
-        data = domain.load(given)
+        data = (load or domain.load)(given)
     if is_main():
         for note in data.notes:
             print(f"{data.name}: {note}", file=sys.stderr)
@@ -62,22 +65,34 @@ def prepare(domain: Domain, given: Mapping[str, Any]) -> tuple[Settings, Task]:
 def compare(settings: Settings, task: Task) -> None:
     """Train with each mix and seed, and report."""
     with hold(settings.out):
-        _compare(settings, task)
+        results = _compare(settings, task)
+        if is_main():
+            results.finish()
 
 
-def _compare(settings: Settings, task: Task) -> None:
+def add_missing(settings: Settings, task: Task) -> None:
+    """Train with each mix and seed that ``results.json`` lacks; what it has is not looked at again."""
+    with hold(settings.out):
+        _compare(settings, task, again=False)
+
+
+def _compare(settings: Settings, task: Task, *, again: bool = True) -> Results:
     train_on = subsample(task.data, settings.data_fraction, settings.class_fraction)
+    if settings.pretrain_rows:
+        train_on = thin(train_on, settings.pretrain_rows)
+    judge_on = thin(task.data, settings.probe_rows) if settings.probe_rows else task.data
     results = Results(settings, task.data.name, task.raw_name)
     if settings.controls and is_main():
-        _judge_controls(results, settings, task)
-    for mix in settings.mix:
-        for seed in range(settings.seeds):
+        _judge_controls(results, settings, replace(task, data=judge_on))
+    for seed in range(settings.seeds):  # a command that is cut short has as many runs of each mix
+        for mix in settings.mix:
             experiment = Experiment(settings, mix, seed)
+            if as_main_decides(not again and is_main() and results.has(experiment)):
+                continue
             encoder, pace = pretrain(experiment, task, train_on)
             if is_main():
-                results.add(experiment, evaluate(encoder, task.data, task.to_input, settings.probe), pace)
-    if is_main():
-        results.finish()
+                results.add(experiment, evaluate(encoder, judge_on, task.to_input, settings.probe), pace)
+    return results
 
 
 def _judge_controls(results: Results, settings: Settings, task: Task) -> None:
@@ -111,7 +126,7 @@ def pretrain(experiment: Experiment, task: Task, data: Dataset) -> tuple[nn.Modu
     parts = {"method": method, "optimizer": optimizer, "schedule": schedule, "input": task.to_input}
     board = Board(experiment.folder, on=settings.tensorboard)
     steps = Steps(experiment, rows=len(data.train_x), parts=parts, board=board)
-    if imix is not None and settings.mix_at is None and task.pictures:
+    if imix is not None and settings.mix_at is None and task.pictures and experiment.seed == 0:
         save_mixed(
             experiment.folder / "mixed.png", imix, task.to_input(some_of(data.train_x).to(settings.device)), board
         )

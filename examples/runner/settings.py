@@ -62,6 +62,8 @@ class Settings:
     prediction_bn: str
     data_fraction: float
     class_fraction: float
+    pretrain_rows: int | None
+    probe_rows: int | None
     probe: str
     amp: str | None
     compile: bool
@@ -112,6 +114,7 @@ def settle(
     A recipe may say how many ``steps`` it wants instead of how many epochs: a few rows want more epochs than many.
     """
     rows = len(subsample(data, given["data_fraction"] or 1.0, given["class_fraction"] or 1.0).train_x)
+    rows = min(rows, given["pretrain_rows"] or rows)
     filled = {**COMMON_RECIPE, **recipe}
     while filled["batch_size"] > max(2 * ranks, rows // FEWEST_BATCHES):
         filled["batch_size"] //= 2  # few rows: a batch as large as usual would be an epoch, or more than that

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from runner.errors import Interrupted, Refused, catch_signals
 from runner.pace import Pace
 from runner.progress import Progress
-from runner.ranks import as_main_decides, average, is_main, my_share
+from runner.ranks import as_main_decides, average, is_main, my_share, rank, world_size
 from runner.report.board import Board
 from runner.state.checkpoint import load_checkpoint, save_checkpoint
 from runner.state.experiment import Experiment
@@ -28,7 +28,8 @@ class Steps:
             loss = ...
             steps.record(loss)
 
-    The order of an epoch follows from the seed and the epoch's number alone, so the step is the whole position.
+    The order of an epoch follows from the seed and the epoch's number alone, so the step is the whole position. What a
+    step draws follows from the seed and the step's number: runs of one seed without and with i-Mix see the same views.
     ``parts`` are the objects whose ``state_dict`` makes up the rest of the run's state.
     """
 
@@ -61,6 +62,7 @@ class Steps:
         self.pace.start()
         with Progress(self.experiment.title, total=self.total, start=self.step) as progress, catch_signals(self._stop):
             for _, rows in self.ahead():
+                torch.manual_seed(self._seed_of_step())
                 yield rows
                 self._count_step()
                 progress.advance(self.losses[-1] if self.losses else None)
@@ -120,6 +122,10 @@ class Steps:
         generator = torch.Generator().manual_seed(self.experiment.seed * 1_000_003 + epoch)
         order = torch.randperm(self.rows, generator=generator).to(self.device)
         return order[: self.steps_per_epoch * self.batch_size].split(self.batch_size)
+
+    def _seed_of_step(self) -> int:
+        run = self.experiment.seed * world_size() + rank()
+        return (run + 1) * 1_000_000_007 + self.step  # far from the seeds of the orders
 
     def _read_losses(self) -> None:
         if not self._recent:

@@ -81,6 +81,16 @@ def subsample(data: Dataset, data_fraction: float, class_fraction: float) -> Dat
     return keep_rows(data, torch.cat(kept))
 
 
+def thin(data: Dataset, most: int) -> Dataset:
+    """Keep at most so many training rows and so many test rows, drawn at random; always the same rows."""
+    for part in ("train", "test"):
+        count = len(getattr(data, f"{part}_y"))
+        if count > most:
+            rows = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:most]
+            data = keep_rows(data, rows.sort().values, part)
+    return data
+
+
 def fingerprint(data: Dataset) -> str:
     """A hash of all values, or of the names and sizes of files: what changed under the same name are other data."""
     found = hashlib.sha256()

@@ -12,6 +12,7 @@ import torchvision
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
+from runner.data.cifar_folder import find_cifar, load_cifar_folder
 from runner.data.dataset import Dataset, keep_rows
 from runner.data.files import IMAGENETS
 from runner.data.image_folder import load_image_folder
@@ -29,7 +30,7 @@ def load_image(
     stream: bool | None = None,
     workers: int | None = None,
 ) -> Dataset:
-    """Load ``digits``, ``cifar10`` or ``cifar100`` by name, a folder by path, or ImageNet as a folder of that name.
+    """Load ``digits``, ``cifar10`` or ``cifar100`` by name, ImageNet as a folder of that name, or a folder by path.
 
     Images of a folder are cut to a centred square and scaled to ``size`` pixels: by default the shorter side of
     the first image, 224 at most. Where there are more than fit into memory, or with ``stream``, they stay in their
@@ -45,6 +46,8 @@ def load_image(
     folder = Path(name_or_path)
     if not folder.is_dir():
         raise Refused(f"--data {name_or_path}: no such folder; wanted {', '.join(NAMED)} or a folder's path")
+    if cifar := find_cifar(folder):
+        return load_cifar_folder(*cifar)
     return load_image_folder(folder, size, stream=stream, workers=workers)
 
 

@@ -43,6 +43,10 @@ class Results:
             experiment = Experiment(settings, run["mix"], run["seed"])
             refuse_differences(self.path, run["config"], experiment.configuration)
 
+    def has(self, experiment: Experiment) -> bool:
+        """Whether an earlier command has trained and judged it."""
+        return any((run["mix"], run["seed"]) == (experiment.mix, experiment.seed) for run in self.runs)
+
     def has_control(self, name: str, seed: int) -> bool:
         """Whether an earlier command has judged it."""
         return any((control["control"], control["seed"]) == (name, seed) for control in self.controls)
@@ -50,6 +54,7 @@ class Results:
     def add_control(self, name: str, seed: int, metrics: dict[str, Any]) -> None:
         """Note what there is before any training."""
         self.controls.append({"control": name, "seed": seed, "metrics": metrics})
+        self._write()
 
     def add(self, experiment: Experiment, metrics: dict[str, Any], pace: Pace) -> None:
         """Note one finished run."""
@@ -72,11 +77,11 @@ class Results:
             }
         )
         self.runs.sort(key=lambda run: (list(COLOURS).index(run["mix"]), run["seed"]))
-        write_text(
-            self.path,
-            json.dumps({"runs": self.runs, "controls": self.controls, "conclusion": self.conclusion()}, indent=2)
-            + "\n",
-        )
+        self._write()
+
+    def _write(self) -> None:
+        kept = {"runs": self.runs, "controls": self.controls, "conclusion": self.conclusion()}
+        write_text(self.path, json.dumps(kept, indent=2) + "\n")
 
     def finish(self) -> None:
         """Print the table and what it shows, and draw the bars."""

@@ -1,0 +1,50 @@
+"""Collect what `examples/reproduce.py` measured: `python docs/figures/gather.py runs/reproduce/table1-cpu`.
+
+Takes any number of its folders and puts their runs, a line each, into `results.json` beside this file. Runs that are
+there already are replaced, those of other data and methods stay.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+KEPT = Path(__file__).with_name("results.json")
+
+
+def entries(report: dict) -> list[dict]:
+    """A line for each run and each control of a `report.json`; accuracies in percent, seconds of processor time."""
+    found = []
+    for line in report["rows"]:
+        for mix, runs in line.get("runs", {}).items():
+            found += [entry(line, run, mix) for run in runs]
+        for control, judged in line.get("controls", {}).items():
+            found += [entry(line, one, control) for one in judged]
+    return found
+
+
+def entry(line: dict, run: dict, features: str) -> dict:
+    """One run, trained with a mix, or one control."""
+    is_control = "control" in run
+    kept = {"data": line["data"], "method": None if is_control else line["method"], "features": features}
+    kept |= {"seed": run["seed"], "probe": round(100 * run["metrics"]["probe_accuracy"], 4)}
+    kept["knn"] = round(100 * run["metrics"]["knn_accuracy"], 4)
+    return kept if is_control else {**kept, "cpu_seconds": run["cpu_seconds"]}
+
+
+def identity(one: dict) -> tuple:
+    """What tells a run from all others."""
+    return one["data"], one["method"] or "", one["features"], one["seed"]
+
+
+def main(folders: list[str]) -> None:
+    """Merge the reports in these folders into the file."""
+    known = {identity(one): one for one in json.loads(KEPT.read_text(encoding="utf-8"))} if KEPT.exists() else {}
+    for folder in folders:
+        report = json.loads((Path(folder) / "report.json").read_text(encoding="utf-8"))
+        known |= {identity(one): one for one in entries(report)}
+    lines = ",\n".join(json.dumps(known[key]) for key in sorted(known))
+    KEPT.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

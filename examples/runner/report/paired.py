@@ -1,0 +1,48 @@
+"""What pairs of runs, alike but for i-Mix, show: the mean gain, and how far chance alone would explain it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean
+
+from scipy import stats
+
+
+@dataclass(frozen=True)
+class Paired:
+    """In the units of what was compared; None where there are too few pairs, or no two that differ."""
+
+    pairs: int
+    gain: float
+    low: float | None  # Student's 95 % interval
+    high: float | None
+    ahead: int  # pairs in which i-Mix is ahead
+    p_t: float | None  # paired t-test, two-sided
+    p_sign: float | None  # sign test, two-sided; pairs that are equal do not count
+
+
+def paired(with_mix: Mapping[int, float], without: Mapping[int, float]) -> Paired | None:
+    """Compare by seed; seeds that only one of the two has are left out. None where no seed is left."""
+    seeds = sorted(set(with_mix) & set(without))
+    gains = [with_mix[seed] - without[seed] for seed in seeds]
+    if not gains:
+        return None
+    ahead, behind = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
+    p_sign = float(stats.binomtest(ahead, ahead + behind).pvalue) if ahead + behind else None
+    low = high = p_t = None
+    if len(set(gains)) > 1:
+        test = stats.ttest_1samp(gains, 0.0)
+        low, high = map(float, test.confidence_interval(0.95))
+        p_t = float(test.pvalue)
+    return Paired(len(gains), mean(gains), low, high, ahead, p_t, p_sign)
+
+
+def gain_in_words(without: Sequence[float], with_mix: Sequence[float]) -> str:
+    """The gain of runs in the order of their seeds, with interval and p of the t-test where there are several."""
+    found = paired(dict(enumerate(with_mix)), dict(enumerate(without)))
+    if found is None:
+        return ""
+    if found.low is None:
+        return f"{found.gain:+.2f}"
+    return f"{found.gain:+.2f} ({found.low:+.2f} to {found.high:+.2f}, p = {found.p_t:.2g})"
