@@ -65,6 +65,30 @@ OVER: dict[str, tuple[str, list[str], tuple[str, ...]]] = {
 }
 
 
+# Options in which the cells of one data set differ, and none of which has to do with reading it.
+NOT_OF_THE_DATA = {
+    "method",
+    "mix",
+    "inputmix",
+    "alpha",
+    "augment",
+    "dropout",
+    "dropout_columns",
+    "temperature",
+    "queue",
+}
+NOT_OF_THE_DATA |= {
+    "momentum",
+    "epochs",
+    "batch_size",
+    "width",
+    "projection_bn",
+    "prediction_bn",
+    "pretrain_rows",
+    "out",
+}
+
+
 class CannotRun(Exception):
     """Why a cell stays empty."""
 
@@ -266,16 +290,12 @@ def _compare(args: argparse.Namespace, cell: Cell, seeds: int, *, controls: bool
 class Loaded:
     """Data sets that were read before: the cells of a table share them."""
 
-    # Options in which cells of one data set differ, and none of which has to do with reading it.
-    OTHERS = {"method", "mix", "inputmix", "alpha", "augment", "dropout", "dropout_columns", "temperature", "queue"}
-    OTHERS |= {"momentum", "epochs", "batch_size", "width", "projection_bn", "prediction_bn", "pretrain_rows", "out"}
-
     def __init__(self) -> None:
         self._kept: dict[str, Any] = {}
 
     def load(self, domain: Domain, given: Mapping[str, Any]) -> Dataset:
         """Read what the command line names, once."""
-        key = repr([domain.name, *sorted((name, str(given[name])) for name in given.keys() - self.OTHERS)])
+        key = repr([domain.name, *sorted((name, str(given[name])) for name in given.keys() - NOT_OF_THE_DATA)])
         if key not in self._kept:
             self._kept[key] = domain.load(given)
         return self._kept[key]
