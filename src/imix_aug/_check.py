@@ -169,7 +169,7 @@ def _same_memory(first: Tensor, second: Tensor) -> bool:
 
 def integers(name: str, value: object, n: int, device: torch.device) -> Tensor:
     """Accept a vector of ``n`` integers on ``device``, as int64."""
-    value = _dense(name, value, f"({n},)")
+    value = _dense(name, value, "(N,)")
     if value.dtype not in _INTEGERS:
         raise TypeError(f"{name} must have an integer dtype, got {value.dtype}")
     if value.shape != (n,):
@@ -197,7 +197,7 @@ def hard_negatives(value: object, query: Tensor) -> Tensor:
 
 def weight(value: object, n: int, device: torch.device) -> Tensor:
     """Accept a floating-point weight per row."""
-    value = _floating("weight", _dense("weight", value, f"({n},)"))
+    value = _floating("weight", _dense("weight", value, "(N,)"))
     if value.shape != (n,):
         raise ValueError(f"weight must have shape ({n},), one entry per row, got {tuple(value.shape)}")
     if value.device != device:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import runner.feed
 import runner.run
 import torch
 import torch.nn.functional as F
@@ -118,7 +119,8 @@ def test_a_hundred_steps_are_the_authors_recipe(double, tmp_path, monkeypatch):
         return method
 
     built, real_mix, real_method = [], runner.run.build_mix, runner.run.build_method
-    for name, noting in (("take", note_rows), ("build_mix", build_mix), ("build_method", build_method)):
+    monkeypatch.setattr(runner.feed, "take", note_rows)
+    for name, noting in (("build_mix", build_mix), ("build_method", build_method)):
         monkeypatch.setattr(runner.run, name, noting)
     pretrain(Experiment(settings, "mixup", 0), replace(task, augmented=note_views), data)
 

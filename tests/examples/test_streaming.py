@@ -7,12 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import image
 import numpy as np
 import pytest
 import torch
-from conftest import EXAMPLES
 from PIL import Image
 from runner.data.files import ImageFiles, TwoViews, middle, simclr_views
 from runner.data.image import load_image
@@ -22,6 +22,8 @@ from runner.state.saved import open_run
 from runner.steps import Steps
 from test_ranks import CONTEXT
 from torchvision.transforms import v2
+
+EXAMPLES = Path(image.__file__).parent
 
 SHORT = ("--stream", "--epochs", "3", "--batch-size", "8", "--seeds", "1", "--width", "2", "--mix", "cutmix",
          "--method", "moco", "--queue", "16", "--checkpoint-every", "0")  # fmt: skip

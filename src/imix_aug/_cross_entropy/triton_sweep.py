@@ -340,20 +340,24 @@ def _sweep_queries(
         first = step * SWEPT
         row = first + tl.arange(0, SWEPT)
         swept = _load_rows(query, first, n, depth, SWEPT, WIDTH, PART_WIDTH)
-        logits = tl.dot(tile, tl.trans(swept), input_precision="tf32")
+        masked = tl.dot(tile, tl.trans(swept), input_precision="tf32")
+        if key_offset is None:  # Masked are exponents then, which takes fewer registers; of two levels, the logits.
+            masked = masked * LOG2_E + tl.load(offset + row)[None, :]
         for each in tl.static_range(LEFT_OUT):
             place = each * (padded // SWEPT) + step
             if (tl.load(lowest + place) < start + KEPT) & (tl.load(highest + place) >= start):
                 other = tl.load(left_out + each * padded + row)
-                logits = tl.where(column[:, None] == other[None, :], -INF, logits)
+                masked = tl.where(column[:, None] == other[None, :], -INF, masked)
         if row_ids is not None:
             row_id = tl.load(row_ids + row, mask=row < n, other=0)
-            logits = tl.where(column_id[:, None] == row_id[None, :], -INF, logits)
-        power = tl.exp2(logits * LOG2_E + tl.load(offset + row)[None, :]) * tl.load(weight + row)[None, :]
-        if key_offset is not None:
+            masked = tl.where(column_id[:, None] == row_id[None, :], -INF, masked)
+        if key_offset is None:
+            power = tl.exp2(masked) * tl.load(weight + row)[None, :]
+        else:
+            power = tl.exp2(masked * LOG2_E + tl.load(offset + row)[None, :]) * tl.load(weight + row)[None, :]
             if first + SWEPT > n:  # Rows beyond the last have a logit, of zero.
-                logits = tl.where((row < n)[None, :], logits, -INF)
-            power += tl.exp2(logits * LOG2_E + above[:, None]) * share_of_column[:, None]
+                masked = tl.where((row < n)[None, :], masked, -INF)
+            power += tl.exp2(masked * LOG2_E + above[:, None]) * share_of_column[:, None]
         total = tl.dot(power.to(swept.dtype), swept, total, input_precision="tf32")
     total = total * (0.5**SHIFT)
     if scale is not None:
