@@ -23,11 +23,11 @@ def lines(page, begins):
     return [[cell.strip().replace("*", "") for cell in row.strip("|").split("|")] for row in rows]
 
 
-def pairs(data, method, metric):
+def pairs(data, method, metric, change=""):
     """What both runs of each seed reached, without and with i-Mix."""
     found = defaultdict(dict)
     for run in RUNS:
-        if (run["data"], run["method"]) == (data, method):
+        if (run["data"], run["method"], run["change"]) == (data, method, change):
             found[run["seed"]][run["features"]] = run[metric]
     return [(pair["none"], pair["mixup"]) for _, pair in sorted(found.items()) if pair.keys() == {"none", "mixup"}]
 
@@ -44,12 +44,9 @@ def number(text):
     return 0.0001 if text.startswith("<") else float(text)
 
 
-@pytest.mark.parametrize("data", TITLES)
-@pytest.mark.parametrize("method", METHODS)
-def test_the_grid(data, method):
-    (row,) = [row for row in lines("docs/results.md", TITLES[data]) if row[1] == method]
-    _, _, count, without, with_mix, by_probe, ahead, doubt, knn_without, knn_with, by_knn = row
-    probe, knn = pairs(data, method, "probe"), pairs(data, method, "knn")
+def check_row(row, probe, knn):
+    """Compare what is written of a cell with its pairs."""
+    count, without, with_mix, by_probe, ahead, doubt, knn_without, knn_with, by_knn = row
     gains = [b - a for a, b in probe]
     assert int(count) == len(probe) == len(knn)
     assert (without, with_mix) == tuple(f"{mean(values):.2f}" for values in zip(*probe, strict=True))
@@ -62,6 +59,21 @@ def test_the_grid(data, method):
         (sign, stats.binomtest(int(ahead), sum(one != 0 for one in gains)).pvalue),
     ):
         assert p < 0.0001 if written.startswith("<") else number(written) == pytest.approx(p, rel=0.06)
+
+
+@pytest.mark.parametrize("data", TITLES)
+@pytest.mark.parametrize("method", METHODS)
+def test_the_grid(data, method):
+    (row,) = [row for row in lines("docs/results.md", TITLES[data]) if row[1] == method]
+    check_row(row[2:], pairs(data, method, "probe"), pairs(data, method, "knn"))
+
+
+def test_other_recipes():
+    cells = {(run["data"], run["method"], run["change"]) for run in RUNS if run["change"]}
+    assert cells
+    for data, method, change in cells:
+        (row,) = lines("docs/results.md", f"{method} on {TITLES[data]}, {change}")
+        check_row(row[1:], pairs(data, method, "probe", change), pairs(data, method, "knn", change))
 
 
 @pytest.mark.parametrize("data", TITLES)
@@ -84,7 +96,7 @@ def test_controls():
 
 
 def test_no_run_is_listed_twice_and_all_are_of_the_grid():
-    keys = [(run["data"], run["method"], run["features"], run["seed"]) for run in RUNS]
+    keys = [(run["data"], run["method"], run["change"], run["features"], run["seed"]) for run in RUNS]
     assert len(set(keys)) == len(keys)
     assert {run["data"] for run in RUNS} == set(TITLES)
     assert all(re.fullmatch("none|mixup|raw|untrained", run["features"]) for run in RUNS)

@@ -13,19 +13,24 @@ KEPT = Path(__file__).with_name("results.json")
 
 def entries(report: dict) -> list[dict]:
     """A line for each run and each control of a `report.json`; accuracies in percent, seconds of processor time."""
-    found = []
+    found, change = [], report["title"].partition(", ")[2]  # what --change said, such as epochs=24
     for line in report["rows"]:
         for mix, runs in line.get("runs", {}).items():
-            found += [entry(line, run, mix) for run in runs]
+            found += [entry(line, run, mix, change) for run in runs]
         for control, judged in line.get("controls", {}).items():
-            found += [entry(line, one, control) for one in judged]
+            found += [entry(line, one, control, change) for one in judged]
     return found
 
 
-def entry(line: dict, run: dict, features: str) -> dict:
+def entry(line: dict, run: dict, features: str, change: str) -> dict:
     """One run, trained with a mix, or one control."""
     is_control = "control" in run
-    kept = {"data": line["data"], "method": None if is_control else line["method"], "features": features}
+    kept = {
+        "data": line["data"],
+        "method": None if is_control else line["method"],
+        "change": change,
+        "features": features,
+    }
     kept |= {"seed": run["seed"], "probe": round(100 * run["metrics"]["probe_accuracy"], 4)}
     kept["knn"] = round(100 * run["metrics"]["knn_accuracy"], 4)
     return kept if is_control else {**kept, "cpu_seconds": run["cpu_seconds"]}
@@ -33,7 +38,7 @@ def entry(line: dict, run: dict, features: str) -> dict:
 
 def identity(one: dict) -> tuple:
     """What tells a run from all others."""
-    return one["data"], one["method"] or "", one["features"], one["seed"]
+    return one["data"], one["method"] or "", one["change"], one["features"], one["seed"]
 
 
 def main(folders: list[str]) -> None:

@@ -20,15 +20,15 @@ METHODS = ("N-pair", "MoCo v2", "BYOL")
 METRICS = {"probe": "linear probe", "knn": "kNN"}
 
 
-def found(data: str, method: str | None, features: str, metric: str) -> dict[int, float]:
+def found(data: str, method: str | None, features: str, metric: str, change: str = "") -> dict[int, float]:
     """What was measured, seed by seed, in percent."""
-    key = (data, method, features)
-    return {run["seed"]: run[metric] for run in RUNS if (run["data"], run["method"], run["features"]) == key}
+    key = {"data": data, "method": method, "change": change, "features": features}
+    return {run["seed"]: run[metric] for run in RUNS if key.items() <= run.items()}
 
 
-def compare(data: str, method: str, metric: str) -> tuple[float, float, Paired]:
+def compare(data: str, method: str, metric: str, change: str = "") -> tuple[float, float, Paired]:
     """The means over the seeds that both have, and their difference."""
-    without, with_mix = (found(data, method, mix, metric) for mix in ("none", "mixup"))
+    without, with_mix = (found(data, method, mix, metric, change) for mix in ("none", "mixup"))
     both = without.keys() & with_mix.keys()
     return (
         mean(without[seed] for seed in both),
@@ -37,9 +37,22 @@ def compare(data: str, method: str, metric: str) -> tuple[float, float, Paired]:
     )
 
 
-def seconds(data: str, method: str) -> float:
+def seconds(data: str, method: str, change: str = "") -> float:
     """Processor time of one run's pretraining, the mean over both."""
-    return mean(run["cpu_seconds"] for run in RUNS if (run["data"], run["method"]) == (data, method))
+    key = {"data": data, "method": method, "change": change}
+    return mean(run["cpu_seconds"] for run in RUNS if key.items() <= run.items())
+
+
+def judged(data: str, method: str, change: str = "") -> list[str]:
+    """What a row of a table says of a cell."""
+    cells = [str(compare(data, method, "probe", change)[2].pairs)]
+    for metric in METRICS:
+        without, with_mix, pair = compare(data, method, metric, change)
+        better = [f"{with_mix:.2f}", f"**{with_mix:.2f}**"][pair.low is not None and pair.low > 0]
+        cells += [f"{without:.2f}", better, f"{pair.gain:+.2f} ({pair.low:+.2f} to {pair.high:+.2f})"]
+        if metric == "probe":
+            cells += [str(pair.ahead), f"{in_words(pair.p_t)}, {in_words(pair.p_sign)}"]
+    return cells
 
 
 def table() -> str:
@@ -48,14 +61,7 @@ def table() -> str:
     rows.append("| --- " * 11 + "|")
     for data, title in TITLES.items():
         for method in METHODS:
-            cells = [title, method, str(compare(data, method, "probe")[2].pairs)]
-            for metric in METRICS:
-                without, with_mix, pair = compare(data, method, metric)
-                better = [f"{with_mix:.2f}", f"**{with_mix:.2f}**"][pair.low is not None and pair.low > 0]
-                cells += [f"{without:.2f}", better, f"{pair.gain:+.2f} ({pair.low:+.2f} to {pair.high:+.2f})"]
-                if metric == "probe":
-                    cells += [str(pair.ahead), f"{in_words(pair.p_t)}, {in_words(pair.p_sign)}"]
-            rows.append(f"| {' | '.join(cells)} |")
+            rows.append(f"| {' | '.join([title, method, *judged(data, method)])} |")
     return "\n".join(rows)
 
 
@@ -68,6 +74,17 @@ def summary() -> str:
             without, with_mix, pair = compare(data, method, "probe")
             cells.append(f"{without:.1f} to {with_mix:.1f}: {pair.gain:+.1f} ({pair.low:+.1f} to {pair.high:+.1f})")
         rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def changed() -> str:
+    """The same cells by another recipe, in Markdown."""
+    rows = ["| change | pairs | without | with i-Mix | gain | ahead | p: t, sign | kNN: without | with | gain |"]
+    rows.append("| --- " * 10 + "|")
+    cells = sorted({(run["data"], run["method"], run["change"]) for run in RUNS if run["change"]})
+    for data, method, change in cells:
+        row = [f"{method} on {TITLES[data]}, {change}", *judged(data, method, change)]
+        rows.append(f"| {' | '.join(row)} |")
     return "\n".join(rows)
 
 
@@ -111,7 +128,7 @@ def draw(ink: str) -> plt.Figure:
 
 
 if __name__ == "__main__":
-    print(table(), controls(), summary(), sep="\n\n")
+    print(table(), changed(), controls(), summary(), sep="\n\n")
     for data, title in TITLES.items():
         print(title, {method: f"{seconds(data, method):.1f} s" for method in METHODS})
     save("results", draw)
