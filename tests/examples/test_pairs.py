@@ -109,17 +109,17 @@ def test_cut_short_all_cells_are_alike_and_a_restart_adds_what_is_missing(tmp_pa
         call()
     assert done == wanted[:6]  # the first seed of all, before the second of any
     report = tmp_path / "out" / "table1-cpu" / "report.json"
-    kept = [len(line["found"][mix]) for line in json.loads(report.read_text())["rows"] for mix in ("none", "mixup")]
+    kept = [len(line["found"][mix]) for line in json.loads(report.read_text(encoding="utf-8"))["rows"] for mix in ("none", "mixup")]
     assert kept == [2, 2, 1, 1]
 
     monkeypatch.setattr(runner.run, "pretrain", until(100))
     call()
     assert done == wanted
-    npair, byol = json.loads(report.read_text())["rows"]
+    npair, byol = json.loads(report.read_text(encoding="utf-8"))["rows"]
     assert [one["seed"] for one in npair["controls"]["untrained"]] == [0, 1, 2]
     assert len(npair["controls"]["raw"]) == 1
     assert "controls" not in byol  # the same data, and the same networks before training
-    page = (report.parent / "report.md").read_text()
+    page = (report.parent / "report.md").read_text(encoding="utf-8")
     gains = [byol["found"]["mixup"][seed] - byol["found"]["none"][seed] for seed in range(3)]
     assert f"| {sum(gains) / 3:+.2f} (" in page
 
