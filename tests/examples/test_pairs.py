@@ -109,7 +109,8 @@ def test_cut_short_all_cells_are_alike_and_a_restart_adds_what_is_missing(tmp_pa
         call()
     assert done == wanted[:6]  # the first seed of all, before the second of any
     report = tmp_path / "out" / "table1-cpu" / "report.json"
-    kept = [len(line["found"][mix]) for line in json.loads(report.read_text(encoding="utf-8"))["rows"] for mix in ("none", "mixup")]
+    lines = json.loads(report.read_text(encoding="utf-8"))["rows"]
+    kept = [len(line["found"][mix]) for line in lines for mix in ("none", "mixup")]
     assert kept == [2, 2, 1, 1]
 
     monkeypatch.setattr(runner.run, "pretrain", until(100))
