@@ -161,15 +161,15 @@ def checked(
     query: Tensor,
     *,
     temperature: object,
-    negatives: object,
+    negatives: object = None,
     normalize: object,
     reduction: object,
     gather_distributed: object,
     process_group: object,
-    ids: object,
-    negative_ids: object,
-    hard_negatives: object,
-    weight: object,
+    ids: object = None,
+    negative_ids: object = None,
+    hard_negatives: object = None,
+    weight: object = None,
 ) -> Contrast:
     """Refuse what is wrong with the common arguments, and return the rest."""
     n, device = query.shape[0], query.device

@@ -272,14 +272,11 @@ def imix_clip_loss(
     contrast = _contrast.checked(
         query,
         temperature=temperature,
-        negatives=None,
         normalize=normalize,
         reduction=reduction,
         gather_distributed=gather_distributed,
         process_group=process_group,
         ids=ids,
-        negative_ids=None,
-        hard_negatives=None,
         weight=weight,
     )
     with without_autocast(query):
@@ -383,11 +380,9 @@ def imix_supcon_loss(
         reduction=reduction,
         gather_distributed=gather_distributed,
         process_group=process_group,
-        ids=None,  # rows of one id have one class, so all that has the row's id is a positive, or its own key
-        negative_ids=None,
         hard_negatives=hard_negatives,
         weight=weight,
-    )
+    )  # No ids: rows of one id have one class, so all that has the row's id is a positive, or its own key.
     with without_autocast(query):
         return contrast.cross_entropy(query, key, _positives(labels, query), classes=classes, same_view=same_view)
 

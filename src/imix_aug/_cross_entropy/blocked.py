@@ -7,6 +7,7 @@ lengths rule out large logits, as they do at usual temperatures, the peak is zer
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -168,16 +169,20 @@ class Tiles:
         self.negatives = negatives if negatives is not None and len(negatives) else None
         self.left_out = left_out
         self.step = rows_per_tile(query.shape[0], key.shape[0])
-        self.bounded = _is_bounded(query, key, negatives)
+
+    @functools.cached_property
+    def bounded(self) -> bool:
+        """Tell whether no logit is large, so that powers need no peak."""
+        return _is_bounded(self.query, self.key, self.negatives)
 
     def parts(self) -> list[slice]:
         """Return the rows of each tile."""
         n = self.query.shape[0]
         return [slice(start, min(start + self.step, n)) for start in range(0, n, self.step)]
 
-    def logits(self, part: slice, key: Tensor) -> Tensor:
-        """Return a tile in base 2, in float32 at least: the CPU rounds a product of half precision to it."""
-        return times_transposed(self.query[part].to(self.sums), key.to(self.sums), LOG2_E)
+    def logits(self, part: slice, key: Tensor, scale: float = LOG2_E) -> Tensor:
+        """Return a tile, in base 2 by itself; in float32 at least: the CPU rounds a product of half precision to it."""
+        return times_transposed(self.query[part].to(self.sums), key.to(self.sums), scale)
 
     def powers_of_keys(self, part: slice, positives: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Return a tile's powers relative to its rows' peaks, zero at positives; the peaks; the positives' logits."""

@@ -13,10 +13,9 @@ from imix_aug._backend import with_kernels
 from imix_aug._cross_entropy import both_blocked
 from imix_aug._cross_entropy.blocked import product_dtype
 from imix_aug._cross_entropy.columns import Positives
-from imix_aug._cross_entropy.node import Node
+from imix_aug._cross_entropy.node import Node, Opaque
 from imix_aug._cross_entropy.once_differentiable import once_differentiable, refuse_batched, refuse_forward_mode
 from imix_aug._cross_entropy.operator import without_autocast
-from imix_aug._values import differentiates, readable
 
 
 def cross_entropy_of_both(
@@ -122,11 +121,7 @@ def _sweep_again(
     return tuple(level.new_empty(0) if each is None else each for each in (query_grad, key_grad))  # type: ignore[return-value]
 
 
-_sweep_again_operator = torch.library.custom_op("imix_aug::gradients_of_both", _sweep_again, mutates_args=())
-
-
-@_sweep_again_operator.register_fake
-def _(
+def _shapes_of_gradients(
     query: Tensor, key: Tensor, _columns: Tensor, _ids: Tensor | None, level: Tensor, *rest: Any
 ) -> tuple[Tensor, ...]:
     *_, wants_query_grad, wants_key_grad = rest
@@ -134,6 +129,9 @@ def _(
         level.new_empty(query.shape if wants_query_grad else (0,)),
         level.new_empty(key.shape if wants_key_grad else (0,)),
     )
+
+
+_gradients_of_both = Opaque("imix_aug::gradients_of_both", _sweep_again, shapes=_shapes_of_gradients)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -160,8 +158,7 @@ def _gradients(ctx: Any, grad: Tensor | None, *_none: object) -> tuple[Tensor | 
             to_query, to_key = query_grad * grad, key_grad * grad
             by_row = by_row if weight is None else by_row * weight
         else:
-            sweep = _sweep_again if readable(query) or differentiates() else _sweep_again_operator
-            to_query, to_key = sweep(
+            to_query, to_key = _gradients_of_both(
                 *(query, key, columns, ids, level, excess, by_row.contiguous(), ctx.dtype, needs_query, needs_key)
             )
         if needs_shares:

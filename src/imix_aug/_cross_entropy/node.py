@@ -1,4 +1,4 @@
-"""A function with gradients of its own, in each of the shapes that PyTorch wants one in."""
+"""Functions that a graph keeps whole, one of them with gradients of its own, in the shapes that PyTorch wants."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,12 +9,30 @@ from torch import Tensor
 from imix_aug._values import differentiates, readable
 
 
-class Node:
-    """One opaque operator; plain tensors in eager mode do without, and save its cost.
+class Opaque:
+    """One opaque operator, without gradients; plain tensors in eager mode do without, and save its cost.
 
     Args:
         name: the operator's.
-        forward: what it computes, a tuple whose first tensor is the loss; its annotations are the operator's schema.
+        function: what it computes; its annotations are the operator's schema.
+        shapes: the same for tensors without values.
+    """
+
+    def __init__(self, name: str, function: Callable[..., Any], *, shapes: Callable[..., Any]) -> None:
+        self._function, self._operator = function, torch.library.custom_op(name, function, mutates_args=())
+        self._operator.register_fake(shapes)
+
+    def __call__(self, query: Tensor, *others: Any) -> Any:
+        """Return what it computes."""
+        return (self._function if readable(query) or differentiates() else self._operator)(query, *others)
+
+
+class Node:
+    """The same with gradients.
+
+    Args:
+        name: the operator's.
+        forward: what it computes: the loss, or a tuple that begins with it; its annotations are the schema.
         shapes: the same for tensors without values.
         keep: puts into a context what the backward pass needs, ``setup_context`` of ``torch.autograd.Function``.
         gradients: the backward pass.
@@ -23,9 +41,9 @@ class Node:
     def __init__(
         self,
         name: str,
-        forward: Callable[..., tuple[Tensor, ...]],
+        forward: Callable[..., Tensor | tuple[Tensor, ...]],
         *,
-        shapes: Callable[..., tuple[Tensor, ...]],
+        shapes: Callable[..., Tensor | tuple[Tensor, ...]],
         keep: Callable[..., None],
         gradients: Callable[..., tuple[Tensor | None, ...]],
     ) -> None:
@@ -37,7 +55,7 @@ class Node:
             def forward(ctx: Any, *inputs: Any) -> Tensor:
                 output = forward(*inputs)
                 keep(ctx, inputs, output)
-                return output[0]
+                return _loss(output)
 
         UnderGrad.forward, UnderGrad.setup_context = staticmethod(forward), staticmethod(keep)  # type: ignore[method-assign]
         for each in (UnderGrad, WithoutOperator):
@@ -51,4 +69,8 @@ class Node:
         """Return the loss."""
         if readable(query):
             return self._without_operator.apply(query, *others)
-        return (self._under_grad.apply if differentiates() else self._operator)(query, *others)[0]
+        return _loss((self._under_grad.apply if differentiates() else self._operator)(query, *others))
+
+
+def _loss(output: Tensor | tuple[Tensor, ...]) -> Tensor:
+    return output if isinstance(output, Tensor) else output[0]

@@ -14,11 +14,10 @@ from torch import Tensor
 from imix_aug._backend import runs_triton
 from imix_aug._cross_entropy import blocked
 from imix_aug._cross_entropy.columns import NOTHING, LeftOut, Positives
-from imix_aug._cross_entropy.node import Node
+from imix_aug._cross_entropy.node import Node, Opaque
 from imix_aug._cross_entropy.once_differentiable import once_differentiable, refuse_batched, refuse_forward_mode
 from imix_aug._cross_entropy.positives import settle
 from imix_aug._cross_entropy.sweeps import key_gradient, sweep_keys
-from imix_aug._values import differentiates, readable
 
 
 def soft_cross_entropy(
@@ -183,13 +182,12 @@ def _key_grad(
         return ring_key_gradient(*arguments, ring)
 
 
-_key_grad_operator = torch.library.custom_op("imix_aug::soft_cross_entropy_key_grad", _key_grad, mutates_args=())
-
-
-@_key_grad_operator.register_fake
-def _(_query: Tensor, key: Tensor, *rest: Any) -> Tensor:
+def _shape_of_key_grad(_query: Tensor, key: Tensor, *rest: Any) -> Tensor:
     *_, level, _excess, _weight, _dtype, _ring = rest
     return level.new_empty(key.shape)
+
+
+_key_gradient = Opaque("imix_aug::soft_cross_entropy_key_grad", _key_grad, shapes=_shape_of_key_grad)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -211,7 +209,6 @@ def _gradients(ctx: Any, grad: Tensor | None, *_none: object) -> tuple[Tensor | 
     left_out, row_ids, key_ids, negative_ids, further, weight, level, excess, query_grad, key_grad = saved
     needs_query, needs_key, needs_negatives, _, needs_shares, *_, needs_further = ctx.needs_input_grad[:10]
     to_query = to_key = to_negatives = to_shares = to_further = None
-    sweep = _key_grad if readable(query) or differentiates() else _key_grad_operator
     with torch.no_grad():
         by_row = grad.expand_as(level)
         if ctx.summed and weight is not None:
@@ -222,12 +219,12 @@ def _gradients(ctx: Any, grad: Tensor | None, *_none: object) -> tuple[Tensor | 
         if needs_key and _comes_with_forward(ctx.summed, ctx.ring):
             to_key = key_grad * grad
         elif needs_key:
-            to_key = sweep(
+            to_key = _key_gradient(
                 *(query, key, columns, left_out, row_ids, key_ids, level, excess, by_row, ctx.dtype, ctx.ring)
             )
         if needs_negatives:
             no_columns, no_excess = columns[:, :0], excess[:, :0]
-            to_negatives = sweep(
+            to_negatives = _key_gradient(
                 *(query, negatives, no_columns, None, row_ids, negative_ids, level, no_excess, by_row, ctx.dtype, "")
             )
         if needs_shares:

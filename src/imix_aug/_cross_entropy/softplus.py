@@ -13,10 +13,10 @@ from torch.nn import functional as F
 
 from imix_aug._cross_entropy import blocked
 from imix_aug._cross_entropy.columns import LeftOut
+from imix_aug._cross_entropy.node import Node, Opaque
 from imix_aug._cross_entropy.once_differentiable import once_differentiable, refuse_batched, refuse_forward_mode
 from imix_aug._cross_entropy.operator import without_autocast
 from imix_aug._cross_entropy.products import add_transposed_times, times_transposed
-from imix_aug._values import differentiates, readable
 
 
 def softplus(logits: Tensor) -> Tensor:
@@ -42,37 +42,7 @@ def softplus_sums(query: Tensor, key: Tensor, bias: Tensor, left_out: LeftOut, d
         dtype = blocked.product_dtype(dtype)
     if dtype == torch.float16:  # where the logistic function of a usual bias, -10, has lost its digits
         dtype = torch.float32
-    arguments = (query, key, bias, left_out.columns, left_out.row_ids, left_out.key_ids, dtype)
-    return _Sums.apply(*arguments) if readable(query) or differentiates() else _operator(*arguments)
-
-
-class _Tiles:
-    """The logits, tile by tile, minus infinity where a column is left out."""
-
-    def __init__(
-        self,
-        query: Tensor,
-        key: Tensor,
-        bias: Tensor,
-        columns: Tensor | None,
-        row_ids: Tensor | None,
-        key_ids: Tensor | None,
-        dtype: torch.dtype,
-    ) -> None:
-        sums = torch.promote_types(dtype, torch.float32)
-        self.query, self.key = (each.to(dtype).to(sums) for each in (query, key))
-        self.bias, self.columns, self.row_ids, self.key_ids = bias, columns, row_ids, key_ids
-        n = len(query)
-        step = blocked.rows_per_tile(n, len(key))
-        self.parts = [slice(start, min(start + step, n)) for start in range(0, n, step)]
-
-    def logits(self, part: slice) -> Tensor:
-        tile = times_transposed(self.query[part], self.key).add_(self.bias)
-        if self.row_ids is not None and self.key_ids is not None:
-            tile.masked_fill_(self.row_ids[part, None] == self.key_ids, -torch.inf)
-        if self.columns is not None:
-            tile.scatter_(1, self.columns[part], -torch.inf)
-        return tile
+    return _node(query, key, bias, left_out.columns, left_out.row_ids, left_out.key_ids, dtype)
 
 
 def _forward(
@@ -85,8 +55,8 @@ def _forward(
     dtype: torch.dtype,
 ) -> Tensor:
     with without_autocast(query):
-        tiles = _Tiles(query, key, bias, columns, row_ids, key_ids, dtype)
-        return torch.cat([softplus(tiles.logits(part)).sum(dim=1) for part in tiles.parts])
+        tiles = blocked.Tiles(query.to(dtype), key.to(dtype), None, LeftOut(columns, row_ids, key_ids))
+        return torch.cat([softplus(_logits(tiles, part, bias)).sum(dim=1) for part in tiles.parts()])
 
 
 def _gradients(
@@ -102,33 +72,32 @@ def _gradients(
     wants_key_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     with without_autocast(query):
-        tiles = _Tiles(query, key, bias, columns, row_ids, key_ids, dtype)
+        tiles = blocked.Tiles(query.to(dtype), key.to(dtype), None, LeftOut(columns, row_ids, key_ids))
         bias_grad = torch.zeros_like(bias)
-        query_grad = tiles.query.new_empty(query.shape if wants_query_grad else (0,))
+        query_grad = query.new_empty(query.shape if wants_query_grad else (0,), dtype=tiles.sums)
         key_grad = blocked.zeros_by_columns(tiles.key if wants_key_grad else tiles.key[:0])
-        narrow = tiles.key.to(dtype)
-        for part in tiles.parts:
-            slopes = tiles.logits(part).sigmoid_().mul_(grad[part, None])
+        for part in tiles.parts():
+            slopes = _logits(tiles, part, bias).sigmoid_().mul_(grad[part, None])
             bias_grad += slopes.sum()
             slopes = slopes.to(dtype)
             if wants_query_grad:
-                query_grad[part] = times_transposed(slopes, narrow.t())
+                query_grad[part] = times_transposed(slopes, tiles.key.t())
             if wants_key_grad:
-                add_transposed_times(key_grad, slopes, tiles.query[part].to(dtype))
+                add_transposed_times(key_grad, slopes, tiles.query[part])
         return query_grad, key_grad.contiguous(), bias_grad
 
 
-_operator = torch.library.custom_op("imix_aug::softplus_sums", _forward, mutates_args=())
-_gradients_operator = torch.library.custom_op("imix_aug::softplus_sums_gradients", _gradients, mutates_args=())
+def _logits(tiles: blocked.Tiles, part: slice, bias: Tensor) -> Tensor:
+    """Return a tile of logits, minus infinity where a column is left out."""
+    return tiles.without(tiles.logits(part, tiles.key, scale=1.0).add_(bias), part, -torch.inf)
 
 
-@_operator.register_fake
-def _(query: Tensor, *rest: Any) -> Tensor:
-    return query.new_empty(query.shape[0], dtype=torch.promote_types(rest[-1], torch.float32))
+def _shape(query: Tensor, *rest: Any) -> Tensor:
+    *_, dtype = rest
+    return query.new_empty(query.shape[0], dtype=torch.promote_types(dtype, torch.float32))
 
 
-@_gradients_operator.register_fake
-def _(query: Tensor, key: Tensor, bias: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _shapes_of_gradients(query: Tensor, key: Tensor, bias: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     *_, dtype, wants_query_grad, wants_key_grad = rest
     kind = torch.promote_types(dtype, torch.float32)
     return (
@@ -138,6 +107,9 @@ def _(query: Tensor, key: Tensor, bias: Tensor, *rest: Any) -> tuple[Tensor, Ten
     )
 
 
+_gradients_of_sums = Opaque("imix_aug::softplus_sums_gradients", _gradients, shapes=_shapes_of_gradients)
+
+
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     *tensors, dtype = inputs
     ctx.set_materialize_grads(False)
@@ -145,28 +117,18 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.dtype = dtype
 
 
-def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    (grad,) = grads
+def _backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad is None:
         return (None,) * 7
     refuse_batched(grad)
     tensors: tuple[Any, ...] = ctx.saved_tensors
     query, key = tensors[:2]
     needs_query, needs_key, needs_bias = ctx.needs_input_grad[:3]
-    gradients: Any = _gradients if readable(query) or differentiates() else _gradients_operator
     with torch.no_grad():
-        found = gradients(*tensors, grad.contiguous(), ctx.dtype, needs_query, needs_key)
+        found = _gradients_of_sums(*tensors, grad.contiguous(), ctx.dtype, needs_query, needs_key)
     needed = zip(found, (needs_query, needs_key, needs_bias), strict=True)
     wanted = tuple(each if is_needed else None for each, is_needed in needed)
     return (*once_differentiable(wanted, query, key, grad), None, None, None, None)
 
 
-_operator.register_autograd(_backward, setup_context=_keep)
-
-
-class _Sums(torch.autograd.Function):
-    """The same for plain tensors in eager mode, and under ``torch.func.grad``."""
-
-    forward = staticmethod(_forward)
-    setup_context = staticmethod(_keep)
-    backward = staticmethod(_backward)
+_node = Node("imix_aug::softplus_sums", _forward, shapes=_shape, keep=_keep, gradients=_backward)
