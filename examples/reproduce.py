@@ -15,7 +15,7 @@ import json
 import os
 import shlex
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
@@ -64,28 +64,21 @@ OVER: dict[str, tuple[str, list[str], tuple[str, ...]]] = {
     "augment": ("augment", ["none", "default"], ("image", "speech", "tabular")),
 }
 
-
 # Options in which the cells of one data set differ, and none of which has to do with reading it.
 NOT_OF_THE_DATA = {
-    "method",
-    "mix",
-    "inputmix",
-    "alpha",
-    "augment",
-    "dropout",
-    "dropout_columns",
-    "temperature",
-    "queue",
-}
-NOT_OF_THE_DATA |= {
-    "momentum",
-    "epochs",
-    "batch_size",
-    "width",
-    "projection_bn",
-    "prediction_bn",
-    "pretrain_rows",
-    "out",
+    *(
+        "method",
+        "mix",
+        "inputmix",
+        "alpha",
+        "augment",
+        "dropout",
+        "dropout_columns",
+        "temperature",
+        "queue",
+        "momentum",
+    ),
+    *("epochs", "batch_size", "width", "projection_bn", "prediction_bn", "pretrain_rows", "out"),
 }
 
 
@@ -102,7 +95,6 @@ class Cell:
     mix: str
     folder: Path
     options: list[str]
-    settled: list[str] = field(default_factory=list)
     prepared: tuple[Settings, Task] | None = None
 
 
@@ -233,10 +225,11 @@ def _measure(args: argparse.Namespace, folder: Path, title: str, cells: list[Cel
 
 def run(args: argparse.Namespace, cell: Cell, seeds: int) -> list[dict[str, Any]]:
     """Train one cell with its first seeds unless that is done, and return what is known of each."""
-    command = _settle(args, cell)
+    options = _settle(args, cell)
+    command = shlex.join([cell.row.domain, *options])
     found = _finished(cell.folder, command)
     if not set(range(seeds)) <= found.keys():
-        _compare(args, cell, seeds)
+        _compare(args, cell, options, seeds)
         if is_main():
             write_text(cell.folder / "command.txt", command)
         barrier()
@@ -246,21 +239,20 @@ def run(args: argparse.Namespace, cell: Cell, seeds: int) -> list[dict[str, Any]
 
 def judge_controls(args: argparse.Namespace, cell: Cell) -> dict[str, list[dict[str, Any]]]:
     """What the same probe finds in the raw input, and in the untrained network of each seed."""
-    path = cell.folder / "results.json"
-    _settle(args, cell)
+    path, options = cell.folder / "results.json", _settle(args, cell)
 
     def known() -> dict[str, list[dict[str, Any]]]:
         controls = sorted(read_results(path)[1], key=lambda control: control["seed"])
         return {name: [one for one in controls if one["control"] == name] for name in ("raw", "untrained")}
 
     if len(known()["untrained"]) < args.seeds:
-        _compare(args, cell, args.seeds, controls=True)
+        _compare(args, cell, options, args.seeds, controls=True)
         barrier()
     return known()
 
 
-def _settle(args: argparse.Namespace, cell: Cell) -> str:
-    """Complete a cell's options, unless it cannot run, and return them as one line."""
+def _settle(args: argparse.Namespace, cell: Cell) -> list[str]:
+    """Return a cell's options, completed, unless it cannot run."""
     _require(args, cell.row.source)
     options = cell.options
     for option, value in args.changes.items():
@@ -268,19 +260,18 @@ def _settle(args: argparse.Namespace, cell: Cell) -> str:
     options = [*options, "--data", str(args.path.get(cell.row.source, cell.row.source)), "--out", str(cell.folder)]
     if args.data_root:
         options += ["--data-root", args.data_root]
-    cell.settled = options
-    return shlex.join([cell.row.domain, *options])
+    return options
 
 
-def _compare(args: argparse.Namespace, cell: Cell, seeds: int, *, controls: bool = False) -> None:
+def _compare(args: argparse.Namespace, cell: Cell, options: list[str], seeds: int, *, controls: bool = False) -> None:
     domain = DOMAINS[cell.row.domain]
     barrier()
     if is_main():
-        print(f"\npython examples/{domain.name}.py {shlex.join(cell.settled)} --seeds {seeds}", flush=True)
+        print(f"\npython examples/{domain.name}.py {shlex.join(options)} --seeds {seeds}", flush=True)
     try:
         if cell.prepared is None:
-            options = parse(domain, [*cell.settled, "--device", args.device, "--no-controls"])
-            cell.prepared = prepare(domain, options, partial(args.loaded.load, domain))
+            given = parse(domain, [*options, "--device", args.device, "--no-controls"])
+            cell.prepared = prepare(domain, given, partial(args.loaded.load, domain))
         settings, task = cell.prepared
         add_missing(replace(settings, seeds=seeds, controls=controls), task)
     except Refused as why:

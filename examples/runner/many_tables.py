@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,10 +81,12 @@ def find_tables(folder: Path) -> list[Path]:
 
 def open_bench(path: Path, label: str, out: Path, options: list[str]) -> Bench:
     """Load a table, and settle how it is trained on; ``options`` are those of ``tabular.py``."""
-    prepared = {}
-    for augment in ("default", "scarf"):
-        given = ["--data", str(path), "--label", label, "--augment", augment, "--out", str(out / augment), *options]
-        prepared[augment] = prepare(TABULAR, parse(TABULAR, given))
+    given = parse(TABULAR, ["--data", str(path), "--label", label, *options])
+    load = functools.cache(lambda: TABULAR.load(given))
+    prepared = {
+        augment: prepare(TABULAR, {**given, "augment": augment, "out": out / augment}, lambda _: load())
+        for augment in ("default", "scarf")
+    }
     return Bench(path, prepared)
 
 

@@ -9,7 +9,8 @@ import reproduce
 import runner.many_tables
 from runner.data.split import split_rows
 from runner.many_tables import ARMS, BOOSTING, DEVELOPMENT, JOINED, RAW
-from runner.report.wins import accuracies, compare, matrix, means, seeds_of, sign_test, wins
+from runner.report.paired import sign_test
+from runner.report.wins import accuracies, compare, matrix, means, seeds_of, wins
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 

@@ -29,13 +29,18 @@ def paired(with_mix: Mapping[int, float], without: Mapping[int, float]) -> Paire
     if not gains:
         return None
     ahead, behind = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
-    p_sign = float(stats.binomtest(ahead, ahead + behind).pvalue) if ahead + behind else None
+    p_sign = sign_test(ahead, behind) if ahead + behind else None
     low = high = p_t = None
     if len(set(gains)) > 1:
         test = stats.ttest_1samp(gains, 0.0)
         low, high = map(float, test.confidence_interval(0.95))
         p_t = float(test.pvalue)
     return Paired(len(gains), mean(gains), low, high, ahead, p_t, p_sign)
+
+
+def sign_test(ahead: int, behind: int) -> float:
+    """How likely so uneven a result is by chance, either way."""
+    return float(stats.binomtest(ahead, ahead + behind).pvalue) if ahead + behind else 1.0
 
 
 def gain_in_words(without: Sequence[float], with_mix: Sequence[float]) -> str:

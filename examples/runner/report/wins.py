@@ -10,9 +10,9 @@ from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from scipy import stats
 
 from runner.errors import Refused
+from runner.report.paired import sign_test
 from runner.state.checkpoint import naming
 from runner.state.files import write_atomically, write_text
 
@@ -22,11 +22,11 @@ Cell = dict[str, Any]
 class WinReport:
     """What was found on each table, in each way, with each seed; written anew after each, so that none is lost."""
 
-    def __init__(self, folder: Path, title: str, *, recipe: dict[str, Any], resume: bool = True) -> None:
+    def __init__(self, folder: Path, title: str, *, recipe: dict[str, Any]) -> None:
         self.path, self.title, self.recipe = folder / "report.json", title, recipe
         self.tables: dict[str, dict[str, Any]] = {}
         self.cells: list[Cell] = []
-        if resume and self.path.exists():
+        if self.path.exists():
             with naming(self.path):
                 found = json.loads(self.path.read_bytes())
                 self.tables, self.cells, before = found["tables"], found["cells"], found["recipe"]
@@ -75,11 +75,6 @@ def wins(found: dict[str, dict[str, float]], one: str, other: str) -> tuple[int,
     """On how many tables one is ahead of the other, and on how many behind; equal to 0.01 points is neither."""
     differences = [round(arms[one] - arms[other], 2) for arms in found.values()]
     return sum(d > 0 for d in differences), sum(d < 0 for d in differences)
-
-
-def sign_test(ahead: int, behind: int) -> float:
-    """How likely so uneven a result is by chance, either way."""
-    return float(stats.binomtest(ahead, ahead + behind).pvalue) if ahead + behind else 1.0
 
 
 def matrix(found: dict[str, dict[str, float]], arms: Sequence[str]) -> str:
