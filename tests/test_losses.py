@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from largest import Largest
 from torch.nn import functional as F
 
 from imix_aug import (
@@ -344,18 +345,6 @@ def test_no_gradient_at_all():
 
 def test_memory_does_not_grow_with_the_logits():
     """The largest tensor that a step makes is far below N x M."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    class Largest(TorchDispatchMode):
-        elements = 0
-
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            result = func(*args, **(kwargs or {}))
-            for each in result if isinstance(result, tuple | list) else (result,):
-                if isinstance(each, torch.Tensor):
-                    self.elements = max(self.elements, each.untyped_storage().nbytes() // each.element_size())
-            return result
-
     n, d = 3000, 8
     q, k = torch.randn(n, d, requires_grad=True), torch.randn(n, d, requires_grad=True)
     for reduction in ("mean", "none"):

@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from largest import Largest
 from torch.nn import functional as F
 
 from imix_aug import VirtualLabels, imix_sigmoid_loss
@@ -164,18 +165,6 @@ def test_hard_cases_stay_finite():
 
 
 def test_memory_does_not_grow_with_the_logits():
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    class Largest(TorchDispatchMode):
-        elements = 0
-
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            result = func(*args, **(kwargs or {}))
-            for each in result if isinstance(result, tuple | list) else (result,):
-                if isinstance(each, torch.Tensor):
-                    self.elements = max(self.elements, each.untyped_storage().nbytes() // each.element_size())
-            return result
-
     n, d = 3000, 8
     query, key = torch.randn(2, n, d, requires_grad=True).unbind()
     with Largest() as largest:

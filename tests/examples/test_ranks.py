@@ -1,28 +1,21 @@
 """Two processes do what one does: same global batch, same weights; and a run that was cut off goes on on both."""
 
 import json
-import multiprocessing
-import os
-import socket
-import sys
 
+import processes
 import pytest
 import runner.domains.tabular
 import runner.methods
 import runner.run
 import tabular
 import torch
+from processes import end_at
 from runner.encoders import TabularMLP
-from runner.steps import Steps
 from torch import nn
 
 from imix_aug import VirtualLabels
 
-if sys.platform != "linux":
-    pytest.skip("several processes are tested on Linux", allow_module_level=True)
-
 SIZE = ("--epochs", "2", "--batch-size", "512", "--seeds", "1", "--device", "cpu", "--lr", "0.05")
-CONTEXT = multiprocessing.get_context("forkserver")
 
 
 class Plain(nn.Module):
@@ -56,43 +49,18 @@ class Halves(nn.Module):
         return lam[:, None] * x + (1 - lam[:, None]) * x[partner], VirtualLabels(lam, partner)
 
 
-def train(rank, ranks, port, options, plain, stop_at):
-    torch.set_num_threads(1)
-    if ranks > 1:
-        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks}
-        os.environ.update({key: str(value) for key, value in where.items()})
+def train(ranks, options, plain, stop_at):
     if plain:
         runner.domains.tabular.TabularMLP = Plain
         runner.run.build_mix = lambda mix, *_, **__: None if mix == "none" else Halves(2 // ranks)
         runner.methods.head = lambda inputs, hidden, outputs, norm: nn.Linear(inputs, outputs)
-    if stop_at:
-        record, steps = Steps.record, []
-
-        def stop(loop, loss):
-            record(loop, loss)
-            steps.append(loss)
-            if len(steps) == stop_at:
-                os._exit(3)
-
-        Steps.record = stop
+    end_at(stop_at)
     tabular.main([*SIZE, *options])
 
 
 def start(ranks, out, *options, plain=False, stop_at=None):
-    CONTEXT.set_forkserver_preload(["tabular", "pytest"])
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     options = [*map(str, options), "--out", str(out)]
-    children = [
-        CONTEXT.Process(target=train, args=(rank, ranks, port, options, plain, stop_at)) for rank in range(ranks)
-    ]
-    for child in children:
-        child.start()
-    for child in children:
-        child.join(300)
-        child.kill()
-    return [child.exitcode for child in children]
+    return processes.start(ranks, "tabular", train, ranks, options, plain, stop_at)
 
 
 def checkpoints(out):

@@ -14,13 +14,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from processes import end_at, start
 from runner.data.files import ImageFiles, TwoViews, middle, simclr_views
 from runner.data.image import load_image
 from runner.errors import Refused, one_line_errors
 from runner.sgd_probe import Schedule, sgd_probe
 from runner.state.saved import open_run
-from runner.steps import Steps
-from test_ranks import CONTEXT
 from torchvision.transforms import v2
 
 EXAMPLES = Path(image.__file__).parent
@@ -100,17 +99,7 @@ def test_a_file_that_is_no_image_is_one_line(photos, tmp_path, workers):
 
 
 def train(out, photos, workers, stop_at=None):
-    torch.set_num_threads(1)
-    if stop_at:
-        record, steps = Steps.record, []
-
-        def stop(loop, loss):
-            record(loop, loss)
-            steps.append(loss)
-            if len(steps) == stop_at:
-                os._exit(3)
-
-        Steps.record = stop
+    end_at(stop_at)
     image.main([*SHORT, "--data", str(photos), "--image-size", "16", "--device", "cpu", "--no-controls",
                 "--workers", str(workers), "--out", str(out)])  # fmt: skip
 
@@ -122,12 +111,8 @@ def final(out):
 def test_killed_in_mid_epoch_a_run_goes_on_to_the_same_bits(photos, tmp_path):
     """Killed twice, each time read by another number of workers; epochs have four steps."""
     train(tmp_path / "whole", photos, 0)
-    CONTEXT.set_forkserver_preload(["image", "pytest"])
     for stop_at, workers, step in ((3, 2, 2), (4, 0, 5)):
-        child = CONTEXT.Process(target=train, args=(tmp_path / "cut", photos, workers, stop_at))
-        child.start()
-        child.join(300)
-        assert child.exitcode == 3
+        assert start(1, "image", train, tmp_path / "cut", photos, workers, stop_at) == [3]
         assert final(tmp_path / "cut")["progress"]["step"] == step  # the step that was cut short is not saved
     train(tmp_path / "cut", photos, 2)
     whole, cut = final(tmp_path / "whole"), final(tmp_path / "cut")
@@ -228,26 +213,8 @@ def test_the_probe_of_imagenet(monkeypatch):
     assert torch.tensor(rates).flatten().tolist() == pytest.approx([30] * 60 + [3] * 20 + [0.3] * 20)
 
 
-def train_rank(rank, port, out, photos):
-    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2}
-    os.environ.update({key: str(value) for key, value in where.items()})
-    train(out, photos, 1)
-
-
 def test_two_ranks_read_each_its_share(photos, tmp_path):
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    CONTEXT.set_forkserver_preload(["image", "pytest"])
-    children = [CONTEXT.Process(target=train_rank, args=(rank, port, tmp_path / "two", photos)) for rank in range(2)]
-    for child in children:
-        child.start()
-    for child in children:
-        child.join(300)
-        child.kill()
-    assert [child.exitcode for child in children] == [0, 0]
+    assert start(2, "image", train, tmp_path / "two", photos, 1) == [0, 0]
     (run,) = json.loads((tmp_path / "two" / "results.json").read_text(encoding="utf-8"))["runs"]
     assert run["config"]["ranks"] == 2
     assert final(tmp_path / "two")["progress"]["step"] == 12
