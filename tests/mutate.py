@@ -1,15 +1,20 @@
 """Mutation testing: change a file of the package in one place at a time, and see whether its tests notice.
 
     PYTHONPATH=src python tests/mutate.py src/imix_aug/_queue.py tests/test_queue.py
+    PYTHONPATH=src python tests/mutate.py --every 5 src/imix_aug/_cross_entropy/blocked.py tests/test_cross_entropy.py
 
 Tests are collected once. Each change is made in a process that is forked off then, by giving functions their changed
 code, and ranks are forked off from that one. Text, annotations and what modules do when they are imported stay.
+Quick tests come first, and what noticed the last change before its like; tests of several ranks come last. With
+``--every K`` a sample is taken: the first change, and every K-th from there.
 """
 
+import argparse
 import ast
 import contextlib
 import copy
 import gc
+import itertools
 import json
 import multiprocessing
 import os
@@ -99,12 +104,19 @@ def mutants(tree):
         for which, (what, _) in enumerate(changes(node)):
             other = copy.deepcopy(tree)
             target = list(changeable(other))[number]
-            replacement = changes(target)[which][1](copy.copy(target))
+            replacement = _beside(target, changes(target)[which][1](copy.copy(target)))
             ast.copy_location(replacement, target)
             other = ast.fix_missing_locations(_Replace(target, replacement).visit(other))
             with contextlib.suppress(SyntaxError):
                 compile(other, "", "exec")
                 yield node.lineno, f"{what}: {ast.unparse(node).splitlines()[0][:100]}", other
+
+
+def _beside(original, replacement):
+    """Keep the original where it never runs: without a name that it closes over a function would not take the code."""
+    if isinstance(original, ast.expr):
+        return ast.IfExp(ast.Constant(True), replacement, original)
+    return ast.If(ast.Constant(False), [original], [replacement])
 
 
 class _Replace(ast.NodeTransformer):
@@ -131,28 +143,47 @@ def put_in(tree, path):
 class Mutation:
     """Runs the collected tests once for each change of the file."""
 
-    def __init__(self, path):
-        self.path = str(path)
-        self.log = f"/tmp/mutation-{os.getpid()}.log"
+    def __init__(self, path, every=1):
+        self.path, self.every = str(path), every
+        self.log, self.started = (pathlib.Path(f"/tmp/mutation-{os.getpid()}.{kind}") for kind in ("log", "started"))
 
     def pytest_runtestloop(self, session):
         tree = ast.parse(pathlib.Path(self.path).read_text(encoding="utf-8"))
         if session.testsfailed or self.run(session, tree):
-            raise SystemExit(
-                f"the tests fail without a change: {pathlib.Path(self.log).read_text(encoding='utf-8')[-3000:]}"
-            )
+            raise SystemExit(f"the tests fail without a change: {self.log.read_text(encoding='utf-8')[-3000:]}")
+        ends = [float(line.split()[1]) for line in self.started.read_text().splitlines()]
+        seconds = {
+            item: end - start for item, (start, end) in zip(session.items, itertools.pairwise(ends), strict=True)
+        }
+        session.items.sort(key=lambda item: ("worlds" in item.fixturenames, seconds[item]))
         left, total, start = [], 0, time.monotonic()
-        for line, what, changed in mutants(tree):
+        for line, what, changed in itertools.islice(mutants(tree), None, None, self.every):
             total += 1
             failed = self.run(session, changed)
-            if not failed or "hangs in" in pathlib.Path(self.log).read_text(encoding="utf-8"):
+            if failed:
+                self.put_first(session.items)
+            if not failed or "hangs in" in self.log.read_text(encoding="utf-8"):
                 print(f"{'LEFT' if failed is False else 'hangs'} {line} {what}", file=sys.stderr, flush=True)
             if failed is False:
                 left.append(f"{line} {what}")
         seconds = round(time.monotonic() - start)
-        summary = {"file": self.path, "mutants": total, "killed": total - len(left), "seconds": seconds}
+        summary = {
+            "file": self.path,
+            "every": self.every,
+            "mutants": total,
+            "killed": total - len(left),
+            "seconds": seconds,
+        }
         print(json.dumps(summary), file=sys.stderr, flush=True)
         return True
+
+    def put_first(self, items):
+        """Let the test that noticed a change be the first of its kind: the next change is likely to be its like."""
+        started = self.started.read_text().splitlines()
+        if not started:
+            raise SystemExit(f"a change cannot be put in: {self.log.read_text(encoding='utf-8')}")
+        items.insert(0, items.pop(int(started[-1].split()[0])))
+        items.sort(key=lambda item: "worlds" in item.fixturenames)
 
     def run(self, session, tree):
         """Tell whether a test fails with the changed file; None where the tests do not end."""
@@ -180,12 +211,16 @@ class Mutation:
         sys.modules["ranks"].World.run.__kwdefaults__["timeout"] = 60
         failed = False
         try:
-            put_in(tree, self.path)
             items = session.items
-            for item, following in zip(items, [*items[1:], None], strict=True):
-                item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
-                if session.testsfailed:
-                    break
+            with self.started.open("w") as started:
+                put_in(tree, self.path)
+                for number, (item, following) in enumerate(zip(items, [*items[1:], None], strict=True)):
+                    print(number, time.monotonic(), file=started, flush=True)
+                    item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+                    if session.testsfailed:
+                        break
+                else:
+                    print(len(items), time.monotonic(), file=started, flush=True)
             failed = bool(session.testsfailed)
         except BaseException as error:
             print(error)
@@ -199,6 +234,10 @@ if __name__ == "__main__":
     sys.path.insert(0, str(pathlib.Path(__file__).parent))
     import ranks  # noqa: F401
 
-    changed_file, *tests = sys.argv[1:]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--every", type=int, default=1, metavar="K", help="take every K-th change alone")
+    parser.add_argument("file", type=pathlib.Path)
+    parser.add_argument("tests", nargs=argparse.REMAINDER, help="what pytest takes")
+    given = parser.parse_args()
     options = ["-x", "-q", "-s", "-p", "no:cacheprovider", "-W", "ignore", "-m", "slow or not slow"]
-    pytest.main([*options, *tests], plugins=[Mutation(pathlib.Path(changed_file).resolve())])
+    pytest.main([*options, *given.tests], plugins=[Mutation(given.file.resolve(), given.every)])

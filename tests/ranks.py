@@ -2,7 +2,9 @@
 
 import contextlib
 import tempfile
+import time
 import traceback
+from multiprocessing import connection
 from pathlib import Path
 
 import torch
@@ -37,7 +39,7 @@ def on_hosts(hosts):
 
 
 class World:
-    """``size`` processes joined by gloo. One in which a function failed is ended, and started anew when needed."""
+    """``size`` processes joined by gloo. Those in one of which a function failed are ended, and started anew."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -49,25 +51,33 @@ class World:
             self._start()
         for pipe in self.pipes:
             pipe.send((function, args))
-        results = []
-        for rank, pipe in enumerate(self.pipes):
-            if not pipe.poll(timeout):
-                self.stop()
-                raise TimeoutError(f"rank {rank} of {self.size} hangs in {function.__name__}{args}")
-            is_good, result = pipe.recv()
-            results.append(result if is_good else AssertionError(f"rank {rank} of {self.size}:\n{result}"))
-        for result in results:
-            if isinstance(result, AssertionError):
-                self.stop()
-                raise result
-        return results
+        return self._answers(timeout, f"{function.__name__}{args}")
 
-    def stop(self):
+    def _answers(self, timeout, what):
+        answers, waiting, end = {}, dict(enumerate(self.pipes)), time.monotonic() + timeout
+        while waiting and connection.wait(waiting.values(), max(0, end - time.monotonic())):
+            for rank in [rank for rank, pipe in waiting.items() if pipe.poll()]:
+                try:
+                    answers[rank] = waiting.pop(rank).recv()
+                except EOFError:
+                    answers[rank] = False, "the process has ended"
+                if not answers[rank][0]:  # Others may wait for this rank, and never end.
+                    end = min(end, time.monotonic() + 2)
+        failures = [f"rank {rank} of {self.size}:\n{text}" for rank, (is_good, text) in answers.items() if not is_good]
+        if failures or waiting:
+            self.stop(patience=0)
+        if failures:
+            raise AssertionError("\n".join(failures))
+        if waiting:
+            raise TimeoutError(f"rank {min(waiting)} of {self.size} hangs in {what}")
+        return [answers[rank][1] for rank in range(self.size)]
+
+    def stop(self, patience=5):
         for pipe in self.pipes if self.processes else ():
             with contextlib.suppress(OSError):
                 pipe.send(None)
         for process in self.processes:
-            process.join(5)
+            process.join(patience)
             if process.is_alive():
                 process.kill()
                 process.join()
@@ -76,19 +86,20 @@ class World:
     def _start(self):
         context = mp.get_context("spawn")
         file = Path(tempfile.mkdtemp(), "store").as_uri()
-        pairs = [context.Pipe() for _ in range(self.size)]
-        self.pipes = [ours for ours, _ in pairs]
-        self.processes = [
-            context.Process(target=_serve, args=(rank, self.size, file, theirs), daemon=True)
-            for rank, (_, theirs) in enumerate(pairs)
-        ]
-        for process in self.processes:
-            process.start()
+        self.pipes, self.processes = [], []
+        for rank in range(self.size):
+            ours, theirs = context.Pipe()
+            self.pipes.append(ours)
+            self.processes.append(context.Process(target=_serve, args=(rank, self.size, file, theirs), daemon=True))
+            self.processes[-1].start()
+            theirs.close()
+        self._answers(600, "its start")
 
 
 def _serve(rank, size, file, pipe):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=file, rank=rank, world_size=size)
+    pipe.send((True, None))
     while (task := pipe.recv()) is not None:
         function, args = task
         torch.manual_seed(0)

@@ -180,6 +180,43 @@ def test_made_on_the_meta_device():
     assert torch.equal(queue.negatives, keys)
 
 
+@pytest.mark.parametrize("rows", [3, 9])
+def test_all_of_it_moves_and_stays_on_another_device(rows):
+    queue = NegativeQueue(4, 2)
+    queue.enqueue(torch.randn(rows, 2))
+    queue.to("meta").enqueue(torch.randn(rows, 2, device="meta"))
+    held = [each for each in vars(queue).values() if isinstance(each, torch.Tensor)]
+    assert {each.device.type for each in held} == {"meta"}
+    assert queue.negatives.shape == (4, 2)
+
+
+def test_the_count_of_a_queue_that_is_not_full_outlives_fresh_memory():
+    queue = NegativeQueue(4, 2)
+    queue.enqueue(torch.randn(3, 2))
+    queue._apply(lambda each: torch.full_like(each, 9))  # what ``to_empty`` may find there
+    assert queue.seen == 3
+    assert queue.negatives.tolist() == [[9, 9]] * 3
+
+
+def test_a_module_within_it_moves_as_in_any_other():
+    queue = NegativeQueue(4, 2)
+    queue.head = nn.Linear(2, 2)
+    assert queue.to_empty(device="meta", recurse=False).head.weight.device.type == "cpu"
+    assert queue.double().head.weight.dtype == torch.float64
+
+
+def test_a_state_is_copied_unless_it_is_to_be_assigned():
+    source, copied = NegativeQueue(4, 2), NegativeQueue(4, 2)
+    assigned = NegativeQueue(4, 2).to("meta")
+    source.enqueue(torch.randn(3, 2))
+    copied.load_state_dict(source.state_dict())
+    assigned.load_state_dict(source.state_dict(), assign=True)
+    wanted = source.negatives.clone()
+    assert torch.equal(assigned.negatives, wanted)
+    source.enqueue(torch.randn(4, 2))
+    assert torch.equal(copied.negatives, wanted)
+
+
 def test_fake_tensors():
     from torch._subclasses.fake_tensor import FakeTensorMode
 

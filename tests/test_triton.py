@@ -12,10 +12,11 @@ import pytest
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 
 
-def test_kernels_under_the_interpreter():
+@pytest.mark.parametrize("kept", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+def test_kernels_under_the_interpreter(kept):
     # Triton decides when it is imported whether it interprets, hence another process.
     cases = Path(__file__).with_name("triton_cases.py")
-    options = ["-q", "-x", "-p", "no:cacheprovider", "-p", "no:doctest", "-o", "addopts="]
+    options = ["-q", "-x", "-p", "no:cacheprovider", "-p", "no:doctest", "-o", "addopts=", "-m", kept]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", "pytest", *options, str(cases)]
     run = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cases.parent)

@@ -13,6 +13,7 @@ import torch
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 
 import reference  # noqa: E402
+from pairs import in_pairs  # noqa: E402
 
 from imix_aug import VirtualLabels, _backend  # noqa: E402
 from imix_aug._cross_entropy import blocked, both, operator, triton_blocks, triton_sweep  # noqa: E402
@@ -118,10 +119,9 @@ def test_sweep(n, m, k, d, left_out, dtype):
     agree(rows(n, d, dtype, 3 / d**0.5), rows(m, d, dtype), negatives, without)
 
 
-@pytest.mark.parametrize("d", [20, 300])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("negatives", ["none", "without ids", "with ids"])
-@pytest.mark.parametrize("columns", [0, 2])
+@in_pairs(
+    d=[20, 300], dtype=[torch.float32, torch.bfloat16], negatives=["none", "without ids", "with ids"], columns=[0, 2]
+)
 def test_ids(d, dtype, negatives, columns, small_tiles):
     n, m, k = 37, 70, 45
     row_ids, key_ids, negative_ids = (torch.randint(-5, 5, (count,)) * 2**40 for count in (n, m, k))
@@ -229,9 +229,7 @@ def test_what_is_said_to_be_bounded_is_not_looked_at(small_tiles):
     assert (lse == torch.inf).any()
 
 
-@pytest.mark.parametrize("d", [8, 300])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("where", ["query", "key", "negatives"])
+@in_pairs(d=[8, 300], dtype=[torch.float32, torch.bfloat16], where=["query", "key", "negatives"])
 def test_nan_in_is_nan_out(d, dtype, where, small_tiles):
     inputs = {"query": rows(5, d, dtype), "key": rows(40, d, dtype), "negatives": rows(40, d, dtype)}
     inputs[where][3, -1] = torch.nan
@@ -280,9 +278,7 @@ def test_infinite_logits(small_tiles):
     assert (lse == torch.inf).all()
 
 
-@pytest.mark.parametrize("d", [8, 300])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("below", [0.0, 7.0, 14.0])
+@in_pairs(d=[8, 300], dtype=[torch.float16, torch.bfloat16, torch.float32], below=[0.0, 7.0, 14.0])
 def test_small_softmax_values_keep_their_digits(d, dtype, below, small_tiles):
     """A sample well told apart leaves other columns a millionth; weights may be as small as one over the batch."""
     query, key = rows(33, d, dtype, 0.3 / d**0.5), rows(65, d, dtype)
@@ -302,16 +298,13 @@ def test_tiny_weights_survive_float16(scale, small_tiles):
     assert relative_error(kernels.sweep_queries(query, key, NOTHING, lse, weight), wanted) < 2e-3
 
 
-@pytest.mark.parametrize("d", [64, 300])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("temperature", [0.2, 0.05])
-@pytest.mark.parametrize("mixed", [False, True])
+@in_pairs(d=[64, 300], dtype=[torch.bfloat16, torch.float16], temperature=[0.2, 0.05], mixed=[False, True])
 def test_the_gradient_of_samples_told_apart(d, dtype, temperature, mixed, small_tiles, monkeypatch):
     """The whole primitive over the kernels; at 0.05 a row's own key has all but a millionth of the softmax."""
     for module in (_backend, operator):
         monkeypatch.setattr(module, "runs_triton", lambda device: True)
     monkeypatch.setattr(operator.blocked, "product_dtype", lambda kind: kind)
-    n = 70
+    n = 40
     key = torch.nn.functional.normalize(rows(n, d))
     near = torch.nn.functional.normalize(key + 0.3 * torch.nn.functional.normalize(rows(n, d)))
     query = (near / temperature).to(dtype)
@@ -331,12 +324,10 @@ def test_the_gradient_of_samples_told_apart(d, dtype, temperature, mixed, small_
             assert relative_error(gradient, want) < TOLERANCE[dtype]
 
 
-@pytest.mark.parametrize("d", [20, 64, 300])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("ids", [False, True])
+@in_pairs(d=[20, 64, 300], dtype=[torch.float32, torch.bfloat16, torch.float16], ids=[False, True])
 def test_keys_with_levels_of_their_own(d, dtype, ids, small_tiles):
     """Each logit counts by its row's softmax and by its column's."""
-    n = 70
+    n = 40
     query, key, weight = rows(n, d, dtype, 3 / d**0.5), rows(n, d, dtype), torch.randn(n) / 1000
     query[:, 0], key[7] = 3, 0
     key[7, 0] = -100  # What is beyond the last row has a logit of zero, far above the level of this column.
@@ -350,14 +341,13 @@ def test_keys_with_levels_of_their_own(d, dtype, ids, small_tiles):
     assert relative_error(result, wanted) < TOLERANCE[dtype]
 
 
-@pytest.mark.parametrize("d", [64, 300])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("temperature", [0.2, 0.05])
-@pytest.mark.parametrize("mixed", [False, True])
+@in_pairs(
+    d=[64, 300], dtype=[torch.float32, torch.bfloat16, torch.float16], temperature=[0.2, 0.05], mixed=[False, True]
+)
 def test_both_directions(d, dtype, temperature, mixed, small_tiles, monkeypatch):
     monkeypatch.setattr(_backend, "runs_triton", lambda device: True)
     monkeypatch.setattr(both, "product_dtype", lambda kind: kind)
-    n = 70
+    n = 40
     key = torch.nn.functional.normalize(rows(n, d))
     near = torch.nn.functional.normalize(key + 0.3 * torch.nn.functional.normalize(rows(n, d)))
     query, key = (near / temperature).to(dtype), key.to(dtype)
@@ -367,7 +357,7 @@ def test_both_directions(d, dtype, temperature, mixed, small_tiles, monkeypatch)
         labels = VirtualLabels(torch.rand(n), torch.randperm(n))
         forth, back = Positives.of(labels, torch.float32), Positives.of_keys(labels, torch.float32)
     positives = Positives(*(torch.cat(each) for each in zip(forth, back, strict=True)))
-    weight, ids = torch.rand(n), torch.randint(60, (n,))
+    weight, ids = torch.rand(n), torch.randint(30, (n,))
     for how in ({"summed": True}, {"summed": True, "weight": weight, "ids": ids}, {"ids": ids}):
         leaves = [each.float().requires_grad_() for each in (query, key)]
         got = both.cross_entropy_of_both(*leaves, positives, dtype=dtype, **how)
