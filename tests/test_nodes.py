@@ -15,7 +15,7 @@ from imix_aug._cross_entropy import route
 from imix_aug._cross_entropy.route import by_host, moves
 
 
-@pytest.mark.parametrize(("count", "size"), itertools.product(range(1, 7), repeat=2))
+@pytest.mark.parametrize(("count", "size"), list(itertools.product(range(1, 7), repeat=2)))
 def test_a_tensor_passes_every_rank_once_and_comes_home(count, size):
     nodes = [list(range(node * size, (node + 1) * size)) for node in range(count)]
     routes = [moves(nodes, rank) for rank in range(count * size)]

@@ -1,12 +1,13 @@
-"""A large batch over several processes, each in chunks and with the keys of all: under plain DDP and Accelerate.
+"""A large batch over several processes, each in chunks and with the keys of all: DDP, Accelerate, Lightning.
 
     torchrun --nproc-per-node 2 examples/recipes/several_processes.py torchrun
     torchrun --nproc-per-node 2 examples/recipes/several_processes.py accelerate
+    torchrun --nproc-per-node 2 examples/recipes/several_processes.py lightning
 
 The module takes both views and returns the loss, so that DDP sees one forward and one backward pass per step; mixing,
 chunks and loss are inside, and the frameworks differ in their own lines alone. (On cards `accelerate launch` does what
-torchrun does; on the CPU it wants MPI.) Without mixing (`--alpha 0`) both end with the weights of one process that has
-the whole batch. `examples/integrations/with_lightning.py` is the same under Lightning.
+torchrun does; on the CPU it wants MPI.) Without mixing (`--alpha 0`) all end with the weights of one process that has
+the whole batch.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import os
 import torch
 from large_batch import encode_in_chunks
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from imix_aug import IMix, imix_nce_loss
 
@@ -46,7 +47,6 @@ def with_torchrun(model: Contrastive, batch_size: int) -> None:
     """Train under plain DistributedDataParallel."""
     from torch import distributed as dist
     from torch.nn.parallel import DistributedDataParallel
-    from torch.utils.data.distributed import DistributedSampler
 
     dist.init_process_group("gloo")
     ddp, data = DistributedDataParallel(model), views()
@@ -72,7 +72,34 @@ def with_accelerate(model: Contrastive, batch_size: int) -> None:
     accelerator.end_training()
 
 
-LAUNCHERS = {"torchrun": with_torchrun, "accelerate": with_accelerate}
+def with_lightning(model: Contrastive, batch_size: int) -> None:
+    """Train under PyTorch Lightning."""
+    import pytorch_lightning as pl
+
+    class Training(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            return self.model(*batch)
+
+        def train_dataloader(self) -> DataLoader:  # a sampler of Lightning's own would shuffle
+            data = views()
+            return DataLoader(data, batch_size, sampler=DistributedSampler(data, shuffle=False))
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    trainer = pl.Trainer(
+        accelerator="cpu", devices=processes, strategy="ddp", max_epochs=1, logger=False, enable_checkpointing=False
+    )
+    trainer.fit(Training())
+    torch.distributed.destroy_process_group()
+
+
+LAUNCHERS = {"torchrun": with_torchrun, "accelerate": with_accelerate, "lightning": with_lightning}
 
 
 def main() -> None:
@@ -86,8 +113,7 @@ def main() -> None:
     model = Contrastive(options.alpha)
     LAUNCHERS[options.launcher](model, options.batch_size)
     if options.out:
-        rank = os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or "0"
-        torch.save(model.net.state_dict(), options.out.format(rank=rank))
+        torch.save(model.net.state_dict(), options.out.format(rank=os.environ.get("RANK", "0")))
 
 
 if __name__ == "__main__":

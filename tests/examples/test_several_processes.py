@@ -12,11 +12,7 @@ from torch.utils.data import DataLoader
 RECIPES = Path(__file__).parents[2] / "examples" / "recipes"
 SCRIPT = RECIPES / "several_processes.py"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-COMMANDS = {
-    "torchrun": [*TORCHRUN, str(SCRIPT)],
-    "accelerate": [*TORCHRUN, str(SCRIPT)],
-}
-NEEDS = {"torchrun": "torch", "accelerate": "accelerate"}
+NEEDS = {"torchrun": "torch", "accelerate": "accelerate", "lightning": "pytorch_lightning"}
 
 
 @pytest.fixture
@@ -39,11 +35,11 @@ def of_one_process(recipe):
     return model, before
 
 
-@pytest.mark.parametrize("launcher", COMMANDS)
+@pytest.mark.parametrize("launcher", NEEDS)
 def test_two_processes_are_one_with_the_whole_batch(recipe, launcher, tmp_path):
     pytest.importorskip(NEEDS[launcher])
     arguments = [launcher, "--alpha", "0", "--batch-size", "64", "--out", str(tmp_path / "{rank}.pt")]
-    run = subprocess.run(COMMANDS[launcher] + arguments, capture_output=True, text=True, timeout=500)
+    run = subprocess.run([*TORCHRUN, str(SCRIPT), *arguments], capture_output=True, text=True, timeout=500)
     assert run.returncode == 0, run.stderr[-3000:]
     alone, before = of_one_process(recipe)
     assert alone(*recipe.views().tensors).item() < before - 0.05  # it learns, so that equal weights say something
