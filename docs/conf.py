@@ -1,6 +1,13 @@
 """How Sphinx builds the documentation: `sphinx-build -W docs docs/_build/html`."""
 
+import sys as _sys
 from importlib.metadata import version as _version
+from pathlib import Path as _Path
+
+if _sys.version_info >= (3, 11):
+    import tomllib as _toml
+else:
+    import tomli as _toml  # Sphinx's own there
 
 project = "imix-aug"
 author = "The imix-aug developers"
@@ -38,3 +45,8 @@ html_static_path = ["_static"]
 html_extra_path = ["llms.txt"]
 html_favicon = "_static/favicon.svg"
 html_css_files = ["custom.css"]
+
+_settings = _toml.loads((_Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
+_repository = _settings["tool"]["hatch"]["metadata"]["hooks"]["custom"]["repository"].rstrip("/")
+if _repository:  # without it no page says where to edit it
+    html_theme_options = {"source_edit_link": f"{_repository}/edit/main/docs/{{filename}}"}

@@ -4,6 +4,9 @@ import inspect
 import json
 import re
 import runpy
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -143,3 +146,28 @@ def test_every_public_name_and_argument_is_in_the_page_for_assistants():
         assert f"- {name}(" in page
         for argument in inspect.signature(getattr(imix_aug, name)).parameters:
             assert re.search(rf"\b{argument}\b", page), f"{name}({argument}=)"
+
+
+@pytest.mark.parametrize("repository", ["", "https://example.org/me/"])
+def test_one_line_gives_every_page_its_edit_link(repository, tmp_path):
+    for needed in ("sphinx", "myst_parser", "furo", "sphinx_copybutton"):
+        pytest.importorskip(needed)
+    settings = (DOCS.parent / "pyproject.toml").read_text(encoding="utf-8")
+    settings, lines = re.subn(r'^repository = "[^"]*"', f'repository = "{repository}"', settings, flags=re.MULTILINE)
+    assert lines == 1
+    (tmp_path / "pyproject.toml").write_text(settings, encoding="utf-8")
+    docs = tmp_path / "docs"
+    (docs / "below").mkdir(parents=True)
+    for name in ("conf.py", "llms.txt"):
+        shutil.copy(DOCS / name, docs)
+    shutil.copytree(DOCS / "_static", docs / "_static")
+    pages = {"index": "# Front\n\n```{toctree}\nbelow/page\n```\n", "below/page": "# Below\n"}
+    for name, text in pages.items():
+        (docs / f"{name}.md").write_text(text, encoding="utf-8")
+    command = [sys.executable, "-m", "sphinx", "-W", "-q", str(docs), str(tmp_path / "html")]
+    built = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert built.returncode == 0, built.stderr
+    for name in pages:
+        page = (tmp_path / "html" / f"{name}.html").read_text(encoding="utf-8")
+        links = re.findall(r'href="([^"]*)" rel="edit"', page)
+        assert links == ([f"https://example.org/me/edit/main/docs/{name}.md"] if repository else [])
