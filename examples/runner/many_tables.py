@@ -17,7 +17,7 @@ from runner.domain import Task
 from runner.domains.tabular import TABULAR
 from runner.errors import Refused
 from runner.evaluate import evaluate, extract_features, linear_probe
-from runner.report.wins import WinReport, accuracies, compare, draw_matrix, matrix, means, seeds_of
+from runner.report.wins import WinReport, accuracies, compare, draw_matrix, gains, matrix, means, seeds_of
 from runner.run import parse, prepare, pretrain
 from runner.settings import Settings
 from runner.state.experiment import Experiment
@@ -157,10 +157,10 @@ def write_page(folder: Path, report: WinReport) -> str:
             found = means(cells, metric, arms)
             if not found:
                 continue
-            parts += [f"## {kind.capitalize()}, {name}", f"Means over {seeds_of(cells)}.", matrix(found, arms)]
-            parts.append(accuracies(found, arms))
             pairs = [pair for pair in PAIRS if set(pair) <= set(arms)]
-            parts.append("\n".join(f"- {compare(found, *pair)}" for pair in pairs))
+            parts += [f"## {kind.capitalize()}, {name}", f"Means over {seeds_of(cells)}.", matrix(found, arms)]
+            parts += [accuracies(found, arms), "\n".join(f"- {compare(found, *pair)}" for pair in pairs)]
+            parts += ["Bold where the 95 % interval over the seeds leaves zero out.", gains(cells, metric, pairs)]
             if not chosen:
                 draw_matrix(folder / f"{metric}.png", f"{report.title}, {name}, {seeds_of(cells)}", found, arms)
     page = "\n\n".join(parts) + "\n"

@@ -10,7 +10,7 @@ import runner.many_tables
 from runner.data.split import split_rows
 from runner.many_tables import ARMS, BOOSTING, DEVELOPMENT, JOINED, RAW
 from runner.report.paired import sign_test
-from runner.report.wins import accuracies, compare, matrix, means, seeds_of, wins
+from runner.report.wins import accuracies, compare, gains, matrix, means, seeds_of, wins
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 
@@ -128,6 +128,18 @@ def test_means_are_of_tables_that_have_all():
         {"table": "sun", "arm": "b", "seed": 0},
     ]
     assert means(cells, "x", ["a", "b"]) == {"sea": {"a": pytest.approx(60), "b": pytest.approx(20)}}
+
+
+def test_gains_by_hand():
+    # Student's t of two degrees of freedom is 4.303 at 97.5 %: the half widths are 4.303 / sqrt(3) standard deviations.
+    found = {"even": (0.51, 0.52, 0.53), "sure": (0.520, 0.521, 0.522), "once": (0.5,), "same": (0.6, 0.6, 0.6)}
+    cells = [
+        {"table": "sea", "arm": arm, "seed": seed, "x": x} for arm, xs in found.items() for seed, x in enumerate(xs)
+    ]
+    pairs = [("even", "once"), ("sure", "once"), ("once", "sure"), ("same", "once"), ("sure", "even")]
+    assert gains([*cells, {"table": "sun", "arm": "even", "seed": 0, "x": 0.5}], "x", pairs).splitlines()[2:] == [
+        "| sea | +2.0 (-0.5 to +4.5) | **+2.1 (+1.9 to +2.3)** | -2.0 | +10.0 | +0.1 (-2.1 to +2.3) |"
+    ]
 
 
 def test_how_many_seeds():

@@ -4,8 +4,10 @@ import image
 import numpy as np
 import pandas as pd
 import pytest
+import runner.report.plots
 import tabular
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from runner.augment.tabular import input_dropout
 from runner.data.dataset import subsample
 from runner.data.tabular import load_tabular
@@ -36,6 +38,20 @@ def test_every_method_with_every_mix(runs, tmp_path, capsys, method):
         assert (tmp_path / "out" / picture).read_bytes().startswith(b"\x89PNG")
     table = capsys.readouterr().out
     assert all(word in table for word in ("linear probe", "kNN", "gain", "mixup", "cutmix"))
+
+
+def test_no_bar_is_behind_the_legend(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(runner.report.plots, "save_figure", lambda figure, _: drawn.append(figure))
+    ways = ("raw", "untrained", "none", "mixup")
+    runner.report.plots.draw_comparison(
+        tmp_path, "", {way: {"probe": (95.0, 1.0), "kNN": (94.0, 1.0)} for way in ways}, {}
+    )
+    (figure,) = drawn
+    FigureCanvasAgg(figure).draw()
+    ((legend,), (axes,)) = figure.legends, figure.axes
+    assert len(legend.get_texts()) == 4
+    assert not legend.get_window_extent().overlaps(axes.get_tightbbox())
 
 
 def test_pretraining_beats_random_weights_and_seeds_differ(runs, tmp_path):

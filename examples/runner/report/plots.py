@@ -24,7 +24,7 @@ def draw_comparison(
     path: Path, title: str, summary: dict[str, dict[str, tuple[float, float]]], names: Mapping[str, str]
 ) -> None:
     """Draw a bar for each control, mix and metric, with the standard deviation over the seeds."""
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(6, 4.4), layout="constrained")
     axes = figure.add_subplot()
     metrics = list(next(iter(summary.values())))
     width = 0.8 / len(summary)
@@ -41,7 +41,7 @@ def draw_comparison(
     axes.set_xticks(range(len(metrics)), [metric.replace("_", " ") for metric in metrics])
     axes.set_ylabel("test accuracy in percent")
     axes.set_title(title)
-    axes.legend(loc="lower right", framealpha=0.9)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)  # beside no bar is there room
     save_figure(figure, path)
 
 

@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from runner.errors import Refused
-from runner.report.paired import sign_test
+from runner.report.paired import paired, sign_test
 from runner.state.checkpoint import naming
 from runner.state.files import write_atomically, write_text
 
@@ -95,6 +95,33 @@ def accuracies(found: dict[str, dict[str, float]], arms: Sequence[str]) -> str:
         lines.append(f"| {table} | {' | '.join(numbers)} |")
     averages = [f"{mean(ways[arm] for ways in found.values()):.1f}" for arm in arms]
     return "\n".join([*lines, f"| mean | {' | '.join(averages)} |"])
+
+
+def gains(cells: Iterable[Cell], metric: str, pairs: Sequence[tuple[str, str]]) -> str:
+    """How far the first of each pair is ahead on each table, with Student's 95 % interval over the seeds, as Markdown.
+
+    What was judged once, since nothing in it depends on the seed, is compared with every seed of the other.
+    """
+    by_seed: dict[str, dict[str, dict[int, float]]] = {}
+    for cell in cells:
+        if metric in cell:
+            by_seed.setdefault(cell["table"], {}).setdefault(cell["arm"], {})[cell["seed"]] = 100 * cell[metric]
+    lines = [f"| points | {' | '.join(f'{one} over {other}' for one, other in pairs)} |"]
+    lines.append("| --- " * (len(pairs) + 1) + "|")
+    for table, ways in sorted(by_seed.items()):
+        if all(arm in ways for pair in pairs for arm in pair):
+            lines.append(f"| {table} | {' | '.join(_gain(ways[one], ways[other]) for one, other in pairs)} |")
+    return "\n".join(lines)
+
+
+def _gain(one: dict[int, float], other: dict[int, float]) -> str:
+    found = paired(one, dict.fromkeys(one, other[0]) if set(other) == {0} else other)
+    if found is None:
+        return "no seed in common"
+    if found.low is None:
+        return f"{found.gain:+.1f}"
+    interval = f"{found.gain:+.1f} ({found.low:+.1f} to {found.high:+.1f})"
+    return f"**{interval}**" if found.low > 0 or found.high < 0 else interval
 
 
 def compare(found: dict[str, dict[str, float]], one: str, other: str) -> str:
