@@ -14,6 +14,7 @@ import ast
 import contextlib
 import copy
 import gc
+import importlib
 import itertools
 import json
 import multiprocessing
@@ -149,6 +150,9 @@ class Mutation:
 
     def pytest_runtestloop(self, session):
         tree = ast.parse(pathlib.Path(self.path).read_text(encoding="utf-8"))
+        importlib.import_module(
+            self.path.rpartition("/src/")[2].removesuffix(".py").replace("/", ".")
+        )  # now, if not yet
         if session.testsfailed or self.run(session, tree):
             raise SystemExit(f"the tests fail without a change: {self.log.read_text(encoding='utf-8')[-3000:]}")
         ends = [float(line.split()[1]) for line in self.started.read_text().splitlines()]

@@ -17,7 +17,8 @@ CONTEXT = multiprocessing.get_context("forkserver")
 
 def start(ranks, preloaded, target, *arguments):
     """Call ``target`` in as many processes, which find each other, and return how they ended."""
-    CONTEXT.set_forkserver_preload([preloaded, "pytest"])
+    # Every optimizer wants torch._dynamo, which takes longer to import than these runs to train.
+    CONTEXT.set_forkserver_preload([preloaded, "pytest", "torch._dynamo"])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
