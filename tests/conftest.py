@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 import sys
 
@@ -15,6 +16,9 @@ if not torch.distributed.is_available():
         "test_mesh.py",
     ]
     collect_ignore += ["examples/test_ranks.py"]
+
+if sys.platform == "linux":  # What all processes want that the tests start is imported once.
+    multiprocessing.set_forkserver_preload(["torch._dynamo", "pytest", "imix_aug"])
 
 settings.register_profile(
     "default", deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow], derandomize=True

@@ -84,7 +84,7 @@ class World:
         self.processes = []
 
     def _start(self):
-        context = mp.get_context("spawn")
+        context = mp.get_context("forkserver")
         file = Path(tempfile.mkdtemp(), "store").as_uri()
         self.pipes, self.processes = [], []
         for rank in range(self.size):

@@ -217,6 +217,11 @@ def test_half_filled_queue_state_keeps_its_fill():
         NegativeQueue(5, 2).load_state_dict(queue.state_dict())
 
 
+# Fork is safe with PyTorch on Linux alone. A fork server's processes unpickle what spawned ones do, and start sooner.
+SPAWN = pytest.param("spawn", marks=pytest.mark.slow)
+CONTEXTS = ["fork", "forkserver", SPAWN] if sys.platform == "linux" else ["spawn"]
+
+
 class Numbers(torch.utils.data.Dataset):
     def __len__(self):
         return 32
@@ -233,10 +238,8 @@ class MixingCollate:
         return self.imix(default_collate(samples))
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.parametrize("context", CONTEXTS)
 def test_mixing_in_loader_workers(context):
-    if context == "fork" and sys.platform != "linux":
-        pytest.skip("fork is safe with PyTorch on Linux alone")
     loader = DataLoader(Numbers(), 8, num_workers=2, collate_fn=MixingCollate(), multiprocessing_context=context)
     torch.manual_seed(0)
     batches = list(loader)
@@ -268,10 +271,8 @@ def compute_in_child(pipe, q, k, labels):
     pipe.send([loss.item() for loss in all_losses(q, k, labels).values()])
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.parametrize("context", CONTEXTS)
 def test_losses_in_another_process(context):
-    if context == "fork" and sys.platform != "linux":
-        pytest.skip("fork is safe with PyTorch on Linux alone")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # A thread pool does not survive a fork.
     try:
@@ -469,10 +470,8 @@ class Unseeded:
         return IMix(generator=torch.Generator().manual_seed(4))(default_collate(samples))
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.parametrize("context", CONTEXTS)
 def test_workers_and_epochs_draw_differently_from_one_generator(context):
-    if context == "fork" and sys.platform != "linux":
-        pytest.skip("fork is safe with PyTorch on Linux alone")
 
     def lams(collate, seed, epochs=1):
         torch.manual_seed(seed)
@@ -484,9 +483,8 @@ def test_workers_and_epochs_draw_differently_from_one_generator(context):
     assert len(two_epochs.unique()) == two_epochs.numel()
     assert torch.equal(lams(collate, 0), two_epochs[:4])  # The loader's seed and the generator's state decide.
     assert not torch.equal(lams(collate, 1), two_epochs[:4])
-    assert not torch.equal(
-        lams(inherited(lambda g: IMix(generator=torch.Generator().manual_seed(5))), 0), two_epochs[:4]
-    )
+    other = inherited(lambda g: IMix(generator=torch.Generator().manual_seed(5)))
+    assert not torch.equal(lams(other, 0), two_epochs[:4])
     own = lams(Unseeded(), 0)
     assert torch.equal(own, own[:1].expand(4, -1))  # A generator made in the worker is the worker's affair.
     in_main = [IMix(generator=torch.Generator().manual_seed(4))(torch.randn(8, 3))[1].lam for _ in range(2)]

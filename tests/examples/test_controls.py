@@ -45,13 +45,13 @@ def test_a_table_begins_with_its_controls(runs, tmp_path, capsys):
 
 def test_controls_are_judged_once(runs, monkeypatch, tmp_path):
     options = (*TINY, "--batch-size", 256, "--mix", "mixup", "--seeds")
+    judged, half = [], dict.fromkeys(("probe_accuracy", "knn_accuracy"), 0.5)
+    monkeypatch.setattr("runner.run.raw_input", lambda *_: judged.append("raw") or half)
+    monkeypatch.setattr("runner.run.untrained", lambda _, seed, *__: judged.append(seed) or half)
     runs(tabular, *options, 1)
-    judged = []
-    monkeypatch.setattr("runner.run.raw_input", lambda *_: pytest.fail("judged again"))
-    monkeypatch.setattr("runner.run.untrained", lambda _, seed, *__: judged.append(seed) or dict.fromkeys(
-        ("probe_accuracy", "knn_accuracy"), 0.5))  # fmt: skip
+    assert judged == ["raw", 0]
     runs(tabular, *options, 2)
-    assert judged == [1]
+    assert judged == ["raw", 0, 1]
 
 
 @pytest.mark.parametrize(("script", "name"), [(image, "raw pixels"), (speech, "raw spectrograms")])

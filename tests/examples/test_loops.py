@@ -1,6 +1,7 @@
 """Each example loop stands alone, shows the two lines, runs, and learns at least as much with i-Mix."""
 
 import ast
+import functools
 import importlib.util
 from pathlib import Path
 
@@ -38,8 +39,11 @@ def test_a_loop_is_one_file_that_shows_the_product(path):
 
 
 @pytest.mark.parametrize("path", LOOPS, ids=NAMES)
-def test_a_loop_runs(path):
-    scores = load(path).main(epochs=1)
+def test_a_loop_runs(path, monkeypatch):
+    loop = load(path)
+    if path.stem == "speech":
+        monkeypatch.setattr(loop, "say_digits", functools.partial(loop.say_digits, takes=1))
+    scores = loop.main(epochs=1)
     assert len(scores) == 4
     assert "with i-Mix" in scores
     assert all(0 <= each <= 1 for pair in scores.values() for each in pair)
