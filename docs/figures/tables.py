@@ -1,4 +1,4 @@
-"""Draw on how many tables which features are ahead of which: `python docs/figures/tables.py`.
+"""Draw on how many tables which features are ahead of which, and print their figures: `python docs/figures/tables.py`.
 
 The numbers come from `tables.json`, the `report.json` of `examples/reproduce.py tables`.
 """
@@ -11,8 +11,8 @@ import matplotlib.pyplot as plt
 from style import save
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
-from runner.many_tables import ARMS, DEVELOPMENT
-from runner.report.wins import draw_matrix_on, means, seeds_of
+from runner.many_tables import ARMS, DEVELOPMENT, METRICS, PAIRS
+from runner.report.wins import accuracies, compare, draw_matrix_on, gains, means, seeds_of
 
 REPORT = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
 CELLS = [cell for cell in REPORT["cells"] if cell["table"] not in DEVELOPMENT]
@@ -27,5 +27,17 @@ def draw(ink: str) -> plt.Figure:
     return figure
 
 
+def page() -> str:
+    """Accuracies, sign tests over the tables, and gains with their intervals over the seeds, in Markdown."""
+    parts = []
+    for metric, (name, arms) in METRICS.items():
+        found = means(CELLS, metric, arms)
+        pairs = [pair for pair in PAIRS if set(pair) <= set(arms)]
+        parts += [f"{name}, {seeds_of(CELLS)}", accuracies(found, arms)]
+        parts += ["\n".join(f"- {compare(found, *pair)}" for pair in pairs), gains(CELLS, metric, pairs)]
+    return "\n\n".join(parts)
+
+
 if __name__ == "__main__":
+    print(page())
     save("tables", draw)

@@ -21,6 +21,8 @@ BATCHES = {"covtype": 512}  # of the paper's probe; 256 elsewhere
 SHIFTED = ("cifar10", "cifar100")  # whose probe the paper trains with crops and mirror images
 IMAGENETS_PROBE = Schedule(rates=(30,), milestones=(60, 80), decay=0.1)
 STRENGTHS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
+FEW = 1000  # training rows, of which a tenth would choose a strength by chance
+STRENGTHS_OF_FEW, FOLDS = (10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4), 5
 
 
 @torch.no_grad()
@@ -75,21 +77,33 @@ def probe_by_sgd(
 
 
 def linear_probe(train: Tensor, train_y: Tensor, test: Tensor, test_y: Tensor) -> float:
-    """Multinomial logistic regression on standardised features, its strength chosen on a tenth held out."""
+    """Multinomial logistic regression on standardised features.
+
+    Its strength is chosen on a tenth held out, of fewer than 1,000 rows by cross-validation in five folds.
+    """
     std, mean = torch.std_mean(train, dim=0, correction=0)
     std = torch.where(std > 1e-6, std, torch.ones_like(std))
     train, test = (train - mean) / std, (test - mean) / std
     classes = int(max(train_y.max(), test_y.max())) + 1
+    strength = choose_strength(train, train_y, classes)
+    return _accuracy(test, test_y, fit_logistic(train, train_y, classes, strength))
 
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0)).to(train.device)
-    held, rest = order[: max(len(train) // 10, 1)], order[max(len(train) // 10, 1) :]
-    best, best_accuracy, weights = STRENGTHS[0], -1.0, None
-    for strength in STRENGTHS:
-        weights = fit_logistic(train[rest], train_y[rest], classes, strength, weights)
-        accuracy = _accuracy(train[held], train_y[held], weights)
-        if accuracy > best_accuracy:
-            best, best_accuracy = strength, accuracy
-    return _accuracy(test, test_y, fit_logistic(train, train_y, classes, best))
+
+def choose_strength(x: Tensor, y: Tensor, classes: int) -> float:
+    """The strength that is right on most held-out rows, the strongest of those that are equal."""
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0)).to(x.device)
+    if len(x) < FEW:
+        strengths, folds = STRENGTHS_OF_FEW, [order[fold::FOLDS] for fold in range(min(FOLDS, len(x)))]
+    else:
+        strengths, folds = STRENGTHS, [order[: len(x) // 10]]
+    right = dict.fromkeys(strengths, 0.0)
+    for held in folds:
+        rest = order[torch.isin(order, held, invert=True)]
+        weights = None
+        for strength in strengths:
+            weights = fit_logistic(x[rest], y[rest], classes, strength, weights)
+            right[strength] += len(held) * _accuracy(x[held], y[held], weights)
+    return max(strengths, key=right.__getitem__)
 
 
 def fit_logistic(x: Tensor, y: Tensor, classes: int, strength: float, start: Tensor | None = None) -> Tensor:

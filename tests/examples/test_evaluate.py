@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from runner.evaluate import extract_features, fit_logistic, linear_probe, nearest_neighbours
+from runner.evaluate import choose_strength, extract_features, fit_logistic, linear_probe, nearest_neighbours
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
@@ -24,6 +24,37 @@ def test_logistic_regression_is_scikit_learns(blobs, strength):
     np.testing.assert_allclose(weights[:-1] - weights[:-1].mean(1, keepdim=True), peer.coef_.T, atol=5e-3)
     logits = x @ weights[:-1] + weights[-1]
     np.testing.assert_allclose(logits.softmax(1), peer.predict_proba(x), atol=2e-3)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(60, 30), (1000, 500)])
+def test_strength_is_the_one_that_is_right_on_most_held_out_rows(rows, columns):
+    generator = torch.Generator().manual_seed(1)
+    y = torch.arange(rows) % 2
+    x = torch.randn(rows, columns, generator=generator) + (1.6 / columns**0.5) * y[:, None]
+    order = torch.randperm(rows, generator=torch.Generator().manual_seed(0))
+    fold = torch.full((rows,), -1)  # of those that are never held out
+    strengths = (10, 1, 1e-1, 1e-2, 1e-3, 1e-4) if rows < 1000 else (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
+    if rows < 1000:
+        fold[order] = torch.arange(rows) % 5
+    else:
+        fold[order[:100]] = 0
+    right = {}
+    for strength in strengths:
+        found = []
+        for held in (fold == one for one in range(int(fold.max()) + 1)):
+            train = ~held
+            peer = LogisticRegression(C=1 / (strength * int(train.sum())), tol=1e-8, max_iter=1000).fit(
+                x[train], y[train]
+            )
+            found += list(peer.predict(x[held]) == y[held].numpy())
+        right[strength] = sum(found)
+    assert len(set(right.values())) > 2
+    assert right[choose_strength(x, y, 2)] >= max(right.values()) - 1  # a row on the border
+
+
+def test_two_rows_are_enough_for_a_probe():
+    x, y = torch.tensor([[-1.0], [1.0]]), torch.tensor([0, 1])
+    assert linear_probe(x, y, x, y) in (0.5, 1.0)
 
 
 def test_probe_does_not_mind_the_scale_of_a_feature(blobs):

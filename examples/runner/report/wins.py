@@ -119,9 +119,13 @@ def _gain(one: dict[int, float], other: dict[int, float]) -> str:
     if found is None:
         return "no seed in common"
     if found.low is None:
-        return f"{found.gain:+.1f}"
-    interval = f"{found.gain:+.1f} ({found.low:+.1f} to {found.high:+.1f})"
+        return _signed(found.gain)
+    interval = f"{_signed(found.gain)} ({_signed(found.low)} to {_signed(found.high)})"
     return f"**{interval}**" if found.low > 0 or found.high < 0 else interval
+
+
+def _signed(points: float) -> str:
+    return f"{round(points, 1) + 0.0:+.1f}"  # -0.0 + 0.0 is 0.0
 
 
 def compare(found: dict[str, dict[str, float]], one: str, other: str) -> str:
@@ -131,8 +135,8 @@ def compare(found: dict[str, dict[str, float]], one: str, other: str) -> str:
     spread = f" ± {stdev(differences):.1f}" if len(differences) > 1 else ""
     return (
         f"{one} is ahead of {other} on {ahead} of {len(found)} tables and behind on {behind} "
-        f"(sign test p = {sign_test(ahead, behind):.2g}; {mean(differences):+.1f}{spread} points, "
-        f"worst {min(differences):+.1f})"
+        f"(sign test p = {sign_test(ahead, behind):.2g}; {_signed(mean(differences))}{spread} points, "
+        f"worst {_signed(min(differences))})"
     )
 
 
