@@ -190,7 +190,7 @@ def contrast_dtensors(rank, size, dtype, use_ring):
 @needs_dtensor
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("use_ring", [False, True], ids=["gather", "ring"])
-@pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.slow), 4])
+@pytest.mark.parametrize("size", [2, 4, *(pytest.param(size, marks=pytest.mark.slow) for size in (3, 8))])
 def test_dtensors_get_the_gradients_of_one_process(worlds, size, use_ring, dtype):
     worlds[size].run(contrast_dtensors, dtype, use_ring)
 

@@ -198,11 +198,13 @@ def test_the_count_of_a_queue_that_is_not_full_outlives_fresh_memory():
     assert queue.negatives.tolist() == [[9, 9]] * 3
 
 
-def test_a_module_within_it_moves_as_in_any_other():
+def test_what_is_added_to_it_moves_and_is_saved_as_in_any_module():
     queue = NegativeQueue(4, 2)
-    queue.head = nn.Linear(2, 2)
+    queue.head = nn.Linear(2, 2, bias=False)
+    queue.register_buffer("scale", torch.ones(1))
     assert queue.to_empty(device="meta", recurse=False).head.weight.device.type == "cpu"
     assert queue.double().head.weight.dtype == torch.float64
+    assert set(queue.state_dict()) == {"keys", "seen", "scale", "head.weight"}
 
 
 def test_a_state_is_copied_unless_it_is_to_be_assigned():
