@@ -177,8 +177,9 @@ def test_shares_have_a_gradient():
 
 
 @pytest.mark.parametrize("lam", [1.0, 1 - 2**-24, 0.0])
-def test_both_directions_have_their_labels_in_the_same_entries(lam):
-    labels = VirtualLabels(torch.tensor([1.0, lam, 0.5, 1.0]), torch.tensor([1, 0, 3, 2]))
+@pytest.mark.parametrize("learnt", [False, True])
+def test_both_directions_have_their_labels_in_the_same_entries(lam, learnt):
+    labels = VirtualLabels(torch.tensor([1.0, lam, 0.5, 1.0]).requires_grad_(learnt), torch.tensor([1, 0, 3, 2]))
     entries = []
     for positives in (Positives.of(labels, torch.float32), Positives.of_keys(labels, torch.float32)):
         assert torch.equal(positives.shares.sum(1), torch.ones(4))

@@ -597,6 +597,14 @@ def test_supcon_takes_no_ids():
         imix_supcon_loss(q, k, classes, ids=classes)
 
 
+def test_a_lambda_that_is_learnt_has_a_gradient_at_one_too():
+    query, key = torch.randn(2, 4, 3, dtype=torch.float64).unbind()
+    lam, partner = torch.tensor([1.0, 0.5, 1.0, 0.0], dtype=torch.float64, requires_grad=True), torch.arange(4).roll(1)
+    imix_nce_loss(query, key, VirtualLabels(lam, partner), temperature=0.5, reduction="sum").backward()
+    log_p = (F.normalize(query) @ F.normalize(key).T / 0.5).log_softmax(1)
+    torch.testing.assert_close(lam.grad, log_p[torch.arange(4), partner] - log_p.diagonal())
+
+
 def test_a_weight_that_is_learnt_gets_the_gradient_of_the_weighted_mean():
     q, k, weight = torch.randn(4, 3), torch.randn(4, 3), torch.rand(4, requires_grad=True)
     (grad,) = torch.autograd.grad(imix_nce_loss(q, k, weight=weight, temperature=0.2), weight)
