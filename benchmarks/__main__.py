@@ -7,9 +7,10 @@ from pathlib import Path
 import torch
 
 from benchmarks import measure, report
+from benchmarks.arguments import ARGUMENTS
 from benchmarks.timing import describe
 
-SUBCOMMANDS = ("loss", "simclr", "memory", "mix", "step", "growth", "arguments")
+SUBCOMMANDS = ("loss", "simclr", "memory", "mix", "step", "growth", "arguments", "cost", "directions")
 PEERS = (
     "formula compiled",
     "torch chunked",
@@ -36,6 +37,8 @@ DEFAULTS = {
             "1024x256",
             "1024x512",
         ],
+        "cost_size": "2048x128",
+        "direction_sizes": ["64x128", "256x128", "1024x128", "4096x128"],
         "memory_rows": [1024, 4096, 8192, 16384, 32768],
         "dense_rows": 8192,
         "megabytes": [1, 4, 16, 64, 256],
@@ -46,6 +49,8 @@ DEFAULTS = {
         + ["4096+65536x128", "262144x512"],
         "simclr_sizes": ["1024x128", "4096x128"],
         "growth_sizes": [f"{n}x{d}" for d in (128, 512) for n in (1024, 4096, 16384, 65536)],
+        "cost_size": "16384x128",
+        "direction_sizes": ["1024x128", "4096x128", "16384x128", "65536x128"],
         "memory_rows": [4096, 16384, 65536, 262144],
         "dense_rows": 32768,
         "megabytes": [16, 64, 256, 1024],
@@ -110,6 +115,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--memory-width", type=int, default=128, help="memory: D")
     parser.add_argument("--dense-rows", type=int, help="memory: the largest N at which the dense formula runs too")
     parser.add_argument("--argument-rows", type=int, default=32_768, help="arguments: N")
+    parser.add_argument(
+        "--arguments",
+        nargs="+",
+        choices=ARGUMENTS,
+        default=list(ARGUMENTS),
+        metavar="NAME",
+        help="arguments, cost: which of them",
+    )
+    parser.add_argument("--cost-size", help="cost: NxD")
+    parser.add_argument("--direction-sizes", nargs="+", help="directions: NxD")
     parser.add_argument("--megabytes", nargs="+", type=float, help="mix: size of the batch")
     parser.add_argument(
         "--models", nargs="+", help="step: NAME:BATCHxSIDE, NAME being mlp or one of torchvision's ResNets"

@@ -1,5 +1,7 @@
 """One loss per argument that the losses take beside embeddings and labels, for what each of them costs."""
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -19,8 +21,13 @@ def ids(batch: Batch) -> Tensor:
     return torch.arange(len(batch.query), device=batch.query.device) // 2
 
 
-def like(batch: Batch, *shape: int) -> Tensor:
-    return torch.randn(*shape, batch.query.shape[1], device=batch.query.device, dtype=batch.query.dtype)
+def like(batch: Batch, *shape: int, learnt: bool = False) -> Tensor:
+    return _drawn((*shape, batch.query.shape[1]), batch.query.dtype, batch.query.device, learnt)
+
+
+@functools.cache  # once, for drawing takes longer than much that is timed
+def _drawn(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, learnt: bool) -> Tensor:
+    return torch.randn(*shape, dtype=dtype, device=device).requires_grad_(learnt)
 
 
 def nce(batch: Batch, **how: object) -> Tensor:
@@ -41,9 +48,9 @@ ARGUMENTS: dict[str, Loss] = {
     "ids": lambda batch: nce(batch, ids=ids(batch)),
     "weight": lambda batch: nce(batch, weight=torch.rand_like(batch.query[:, 0])),
     f"negatives, {NEGATIVES:,}": lambda batch: nce(batch, negatives=like(batch, NEGATIVES)),
-    f"negatives, {NEGATIVES:,} learnt": lambda batch: nce(batch, negatives=like(batch, NEGATIVES).requires_grad_()),
+    f"negatives, {NEGATIVES:,} learnt": lambda batch: nce(batch, negatives=like(batch, NEGATIVES, learnt=True)),
     f"hard_negatives, {HARD} learnt": lambda batch: nce(
-        batch, hard_negatives=like(batch, len(batch.query), HARD).requires_grad_()
+        batch, hard_negatives=like(batch, len(batch.query), HARD, learnt=True)
     ),
     "imix_ntxent_loss": lambda batch: imix_ntxent_loss(
         batch.query, batch.query.flip(1), batch.key, batch.key.flip(1), batch.labels, temperature=0.2

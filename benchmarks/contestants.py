@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from imix_aug import VirtualLabels, imix_nce_loss, imix_ntxent_loss
+from imix_aug import VirtualLabels, imix_clip_loss, imix_nce_loss, imix_ntxent_loss
 
 TEMPERATURE = 0.2
 Loss = Callable[["Batch"], Tensor]
@@ -157,6 +157,32 @@ def matrix_products(batch: Batch) -> Callable[[], object]:
             logits.T @ query
 
     return run
+
+
+# Unit rows need no running peak down to a temperature of 1/32; a temperature that is a tensor might be anything.
+TEMPERATURES: dict[str, Callable[[Tensor], float | Tensor]] = {
+    "0.2": lambda like: 0.2,
+    "0.2, a tensor": lambda like: like.new_tensor(0.2),
+    "0.02": lambda like: 0.02,
+}
+
+
+def directions(temperature: Callable[[Tensor], float | Tensor]) -> dict[str, Loss]:
+    """One direction, two by a call each, and two by one call.
+
+    The labels of the second direction are not those of the first; that takes no other time.
+    """
+
+    def one(batch: Batch, query: Tensor, key: Tensor) -> Tensor:
+        return imix_nce_loss(query, key, batch.labels, temperature=temperature(query))
+
+    return {
+        "one direction": lambda batch: one(batch, batch.query, batch.key),
+        "two calls": lambda batch: one(batch, batch.query, batch.key) + one(batch, batch.key, batch.query),
+        "imix_clip_loss": lambda batch: imix_clip_loss(
+            batch.query, batch.key, batch.labels, temperature=temperature(batch.query)
+        ),
+    }
 
 
 def relative_error(loss: Loss, batch: Batch, rows_at_once: int = 2048) -> float:

@@ -135,9 +135,38 @@ def memory(options: Any) -> Iterator[Row]:
 def arguments(options: Any) -> Iterator[Row]:
     """Peak memory of each argument and loss at one N, above the plain loss at N = 256; a fresh process each."""
     small = _peak("imix_nce_loss", 256, options)
-    for name in ARGUMENTS:
+    for name in options.arguments:
         megabytes = _peak(name, options.argument_rows, options) - small
         yield {"size": name, "rows": options.argument_rows, "megabytes": {"imix-aug": megabytes}}
+
+
+def cost(options: Any) -> Iterator[Row]:
+    """Time of each argument and loss with its gradients, the plain loss beside it in the same rounds."""
+    n, _, d = parse_size(options.cost_size)
+    batch = Batch.draw(n, 0, d, getattr(torch, options.dtype), torch.device(options.device))
+
+    def run(loss: contestants.Loss) -> Callable[[], object]:
+        return lambda: loss(batch).backward()
+
+    for name in options.arguments:
+        contesting = {"imix_nce_loss": run(ARGUMENTS["imix_nce_loss"]), "with it": run(ARGUMENTS[name])}
+        times = rounds(contesting, options.threads, options.rounds, options.seconds)
+        ratio = times["with it"]["median"] / times["imix_nce_loss"]["median"]
+        yield {"size": name, "shape": options.cost_size, "times": times, "ratios": {"with it": ratio}}
+
+
+def directions(options: Any) -> Iterator[Row]:
+    """Both directions of imix_clip_loss against two calls of imix_nce_loss and one."""
+    for text in options.direction_sizes:
+        n, _, d = parse_size(text)
+        batch = Batch.draw(n, 0, d, getattr(torch, options.dtype), torch.device(options.device))
+        for temperature, value in contestants.TEMPERATURES.items():
+            losses = contestants.directions(value)
+            runs = {name: contestants.with_gradients(loss, batch) for name, loss in losses.items()}
+            times = rounds(runs, options.threads, options.rounds, options.seconds)
+            one = times["one direction"]["median"]
+            ratios = {name: times[name]["median"] / one for name in losses if name != "one direction"}
+            yield {"size": f"{text}, temperature {temperature}", "times": times, "ratios": ratios}
 
 
 def _peak(name: str, n: int, options: Any) -> float:

@@ -50,6 +50,8 @@ def _cells(subcommand: str, row: Row) -> dict[str, str]:
     for name, ratio in row.get("speedup", {}).items():
         if name != "imix-aug":
             cells[f"times {name}"] = f"{ratio:.2f}"
+    for name, ratio in row.get("ratios", {}).items():
+        cells[f"{name}, ratio"] = f"{ratio:.2f}"
     for name, megabytes in row.get("megabytes", {}).items():
         cells[f"{name}, MB"] = f"{megabytes:.0f}"
     for name, speed in row.get("gigabytes_per_second", {}).items():
@@ -86,6 +88,7 @@ def plot(subcommand: str, path: Path, machine: dict[str, object], rows: list[Row
 
 
 COMPARISONS = ("loss", "simclr")
+RATIOS = {"cost": "time, times the plain loss's", "directions": "time, times one direction's"}
 
 
 def _draw_bars(axes: Any, dtype: str, rows: list[Row]) -> None:
@@ -108,6 +111,14 @@ def _draw_bars(axes: Any, dtype: str, rows: list[Row]) -> None:
 
 
 def _draw_lines(axes: Any, subcommand: str, rows: list[Row]) -> None:
+    if subcommand in RATIOS:
+        names = list(rows[0]["ratios"])
+        for i, name in enumerate(names):
+            places = [j + 0.8 * i / len(names) for j in range(len(rows))]
+            axes.barh(places, [row["ratios"][name] for row in rows], 0.75 / len(names), label=name)
+        axes.set_yticks(range(len(rows)), [row["size"] for row in rows], fontsize=7)
+        axes.set(xlabel=RATIOS[subcommand])
+        return
     if subcommand == "arguments":
         megabytes = [row["megabytes"]["imix-aug"] for row in rows]
         axes.barh([row["size"] for row in rows], megabytes, label=f"N = {rows[0]['rows']:,}")

@@ -73,6 +73,35 @@ def test_arguments(tmp_path):
     assert max(row["megabytes"]["imix-aug"] for row in rows.values()) < 60  # the logits are 36 MB, four times over
 
 
+def test_cost(tmp_path):
+    rows = run(
+        tmp_path, "cost", "--cost-size", "8x4", "--arguments", "ids", "imix_nce_loss", "hard_negatives, 4 learnt"
+    )
+    assert set(rows) == {"ids", "imix_nce_loss", "hard_negatives, 4 learnt"}
+    for row in rows.values():
+        times = {name: each["median"] for name, each in row["times"].items()}
+        assert row["ratios"] == {"with it": pytest.approx(times["with it"] / times["imix_nce_loss"])}
+
+
+def test_directions(tmp_path):
+    rows = run(tmp_path, "directions", "--direction-sizes", "8x4")
+    assert set(rows) == {f"8x4, temperature {each}" for each in ("0.2", "0.2, a tensor", "0.02")}
+    for row in rows.values():
+        times = {name: each["median"] for name, each in row["times"].items()}
+        one = times.pop("one direction")
+        assert row["ratios"] == {name: pytest.approx(time / one) for name, time in times.items()}
+
+
+def test_both_directions_are_two_calls():
+    """Of an unmixed batch, where labels are the same both ways."""
+    batch = contestants.Batch.draw(8, 0, 4, torch.float64, torch.device("cpu"))
+    batch.labels = contestants.VirtualLabels.identity(8)
+    for temperature in contestants.TEMPERATURES.values():
+        values = {name: loss(batch).item() for name, loss in contestants.directions(temperature).items()}
+        assert values["imix_clip_loss"] == pytest.approx(values["two calls"] / 2, rel=1e-10)
+        assert values["one direction"] != pytest.approx(values["imix_clip_loss"], rel=1e-3)
+
+
 def test_mix(tmp_path):
     (row,) = run(tmp_path, "mix", "--megabytes", "1.1").values()
     assert set(row["gigabytes_per_second"]) == {"mixup", "cutmix", "mixup, formula", "copy"}
