@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from imix_aug import VirtualLabels, imix_clip_loss
-from imix_aug._cross_entropy import blocked, both_blocked, node, plain
+from imix_aug._cross_entropy import blocked, both_at_once, node, plain
 from imix_aug._cross_entropy.both import cross_entropy_of_both
 from imix_aug._cross_entropy.columns import LeftOut, Positives
 
@@ -131,9 +131,9 @@ def test_all_ways_to_the_loss_are_the_formula(n, labelled, way, monkeypatch):
 def test_a_side_that_is_frozen_costs_no_product(wants, reduction, monkeypatch):
     """Locked-image tuning trains the texts' side alone."""
     asked = []
-    original = both_blocked._Tiles.gradients
+    original = both_at_once._Tiles.gradients
     monkeypatch.setattr(
-        both_blocked._Tiles, "gradients", lambda self, *args: asked.append(args[-1]) or original(self, *args)
+        both_at_once._Tiles, "gradients", lambda self, *args: asked.append(args[-1]) or original(self, *args)
     )
     query, key = (torch.randn(9, 4, dtype=torch.float64).requires_grad_(needs) for needs in wants)
     loss = imix_clip_loss(query, key, temperature=0.1, reduction=reduction).sum()
@@ -162,6 +162,67 @@ def test_half_precision_multiplies_in_the_units_that_there_are(dtype, has_units,
     assert values.sum().item() == pytest.approx(expected.item(), rel=1e-2)
     for grad, right in zip(grads, torch.autograd.grad(expected, exact), strict=True):
         assert ((grad.double() - right).norm() / right.norm()).item() < 1e-2
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from([0.01, 0.02, 0.03]),
+    st.sampled_from([0.0, 0.3, 3.0]),
+    st.sampled_from(["none", "mixed", "extreme"]),
+    st.booleans(),
+    st.integers(0, 2**31),
+)
+def test_sharp_temperatures_keep_the_digits_of_the_dense_formula(temperature, noise, labelled, summed, seed):
+    """From samples that are told apart to ones that are not, and pairs of both kinds in one batch."""
+    g = torch.Generator().manual_seed(seed)
+    query = torch.randn(40, 12, generator=g)
+    noise = noise * torch.rand(40, 1, generator=g)
+    rows = [F.normalize(query) / temperature, F.normalize(query + noise * torch.randn(40, 12, generator=g))]
+    labels = draw_labels(40, g, labelled)
+    how = {"dtype": torch.float32, "summed": summed}
+
+    def of(formula, dtype):
+        leaves = [each.to(dtype).requires_grad_() for each in rows]
+        values = formula(*leaves)
+        values = values.sum() if summed and values.dim() else values
+        return [each.detach() for each in (values, *torch.autograd.grad(values.sum(), leaves))]
+
+    def ours(query, key):
+        return cross_entropy_of_both(query, key, both_positives(40, labels, torch.float32), **how)
+
+    with pytest.MonkeyPatch.context() as patch:
+        tiny_tiles(patch)
+        found = of(ours, torch.float32)
+    dtypes = torch.float64, torch.float32
+    exact, rounded = (of(lambda *leaves: dense(*leaves, labels, None), dtype) for dtype in dtypes)
+    for got, formula, right in zip(found, rounded, exact, strict=True):
+        rounding = 2**-25 / temperature  # of the largest logits, in float32
+        bound = max(2 * (formula - right).norm().item(), rounding * max(1, right.norm().item()))
+        assert (got - right).norm().item() <= bound
+
+
+@pytest.mark.parametrize("summed", [False, True])
+@pytest.mark.parametrize("what", ["a positive far below the others", "a stranger far above the positives"])
+def test_each_direction_goes_by_itself_where_one_power_does_not_serve_both(what, summed, monkeypatch):
+    query, key = 2 * torch.randn(2, 9, 4).clamp(-2, 2)
+    if what.startswith("a positive"):
+        query[3], key[3] = 8, -8
+    else:
+        query[3] = key[5] = 8
+        query[5] = key[3] = -0.1
+    served = []
+    for name in ("forward", "gradients"):
+        one = getattr(both_at_once, name)
+        monkeypatch.setattr(both_at_once, name, lambda *args, one=one: served.append(one(*args)) or served[-1])
+    leaves = [query.requires_grad_(), key.requires_grad_()]
+    values = cross_entropy_of_both(*leaves, both_positives(9, None, torch.float32), dtype=torch.float32, summed=summed)
+    grads = torch.autograd.grad(values.sum(), leaves)
+    assert served[0] is None
+    exact = [each.detach().double().requires_grad_() for each in leaves]
+    expected = dense(*exact, None, None).sum()
+    torch.testing.assert_close(values.sum().double(), expected, rtol=1e-5, atol=0)
+    for grad, right in zip(grads, torch.autograd.grad(expected, exact), strict=True):
+        torch.testing.assert_close(grad.double(), right, rtol=1e-4, atol=1e-4)
 
 
 def test_shares_have_a_gradient():

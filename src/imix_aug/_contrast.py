@@ -131,6 +131,7 @@ class Contrast:
             dtype=product_dtype(self.autocast, query, key),
             summed=summed,
             weight=self.weight if summed else None,
+            bounded=self.bounds_logits,
         )
         if not summed and self.weight is not None:
             losses = losses * self.weight

@@ -134,8 +134,10 @@ def sweep_keys(
     return lse[:, 0], means
 
 
-def sweep_queries(query: Tensor, key: Tensor, left_out: LeftOut, level: Tensor, weight: Tensor) -> Tensor:
-    """Return ``sum_i weight_i exp(s_ij - level_i) query_i`` for each key j, over the rows that do not leave it out."""
+def sweep_queries(
+    query: Tensor, key: Tensor, left_out: LeftOut, level: Tensor, weight: Tensor, key_level: Tensor | None = None
+) -> Tensor:
+    """Return what ``sweeps.sweep_queries`` says."""
     grad = zeros_by_columns(key)
     if len(key) == 0:
         return grad
@@ -144,9 +146,14 @@ def sweep_queries(query: Tensor, key: Tensor, left_out: LeftOut, level: Tensor, 
     weight = weight / torch.where(scale == 0, 1, scale)
     tiles = Tiles(query, key, None, left_out)
     for part in tiles.parts():
-        softmax = tiles.logits(part, key).sub_(level[part, None] * LOG2_E).exp2_()
-        softmax = tiles.without(softmax, part, 0.0)
-        add_transposed_times(grad, softmax.to(key.dtype), (query[part] * weight[part, None]).to(query.dtype))
+        logits, rows = tiles.logits(part, key), query[part]
+        by_column = None if key_level is None else (logits - key_level * LOG2_E).exp2_().mul_(weight)
+        factor = logits.sub_(level[part, None] * LOG2_E).exp2_()
+        if by_column is None:
+            rows = (rows * weight[part, None]).to(query.dtype)
+        else:
+            factor.mul_(weight[part, None]).add_(by_column)
+        add_transposed_times(grad, tiles.without(factor, part, 0.0).to(key.dtype), rows)
     return grad.contiguous().mul_(scale)
 
 
@@ -186,14 +193,9 @@ class Tiles:
 
     def powers_of_keys(self, part: slice, positives: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Return a tile's powers relative to its rows' peaks, zero at positives; the peaks; the positives' logits."""
-        tile, own = self.masked(part, positives)
-        return *self._powers(tile, own), own
-
-    def masked(self, part: slice, positives: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return a tile, minus infinity at positives and at what is left out; the positives' logits."""
         tile = self.logits(part, self.key)
         own = tile.new_empty((tile.shape[0], 0)) if positives is None else self._own_logits(part, tile, positives)
-        return self.without(tile, part, -math.inf, positives), own
+        return *self._powers(self.without(tile, part, -math.inf, positives), own), own
 
     def sweep_negatives(self, part: slice, wants_mean: bool) -> tuple[Tensor | None, Tensor | None]:
         """Return the rows' log-sum-exp over the negatives, and their softmax-weighted mean."""

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imix_aug._backend import with_kernels
-from imix_aug._cross_entropy import both_blocked
+from imix_aug._cross_entropy import both_apart, both_at_once
 from imix_aug._cross_entropy.blocked import product_dtype
 from imix_aug._cross_entropy.columns import Positives
 from imix_aug._cross_entropy.node import Node, Opaque
@@ -27,6 +26,7 @@ def cross_entropy_of_both(
     dtype: torch.dtype,
     summed: bool = False,
     weight: Tensor | None = None,
+    bounded: bool = False,
 ) -> Tensor:
     """Return for each i the mean of query i's cross-entropy over all keys and key i's over all queries.
 
@@ -39,6 +39,7 @@ def cross_entropy_of_both(
         dtype: what the matrix products take in; sums are kept in float32 or float64.
         summed: return the sum, whose gradients then come out of the forward pass.
         weight: ``(N,)``, constant, what query i and key i count in that sum; default one.
+        bounded: no logit passes ``blocked.SAFE_LOGIT``, as the caller knows.
 
     Returns:
         ``(N,)``, or a 0-d tensor when ``summed``; float64 for float64 input, else float32.
@@ -48,7 +49,7 @@ def cross_entropy_of_both(
         dtype = product_dtype(dtype)
     grad = torch.is_grad_enabled()
     wants = grad and query.requires_grad, grad and key.requires_grad
-    return _node(query, key, *positives, ids, weight, dtype, summed, *wants)
+    return _node(query, key, *positives, ids, weight, dtype, summed, *wants, bounded)
 
 
 def _forward(
@@ -62,12 +63,14 @@ def _forward(
     summed: bool,
     wants_query_grad: bool,
     wants_key_grad: bool,
+    bounded: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     with without_autocast(query):
         weight = None if weight is None else weight.to(torch.promote_types(dtype, torch.float32))
         wants = summed and wants_query_grad, summed and wants_key_grad
         arguments = query.to(dtype), key.to(dtype), Positives(columns, shares), ids, weight, wants
-        (losses, level, excess), logits, grads = _by(dtype, query, "forward", arguments)
+        found = both_at_once.forward(*arguments) if query.device.type == "cpu" else None
+        (losses, level, excess), logits, grads = found or both_apart.forward(*arguments, bounded)
         loss = losses.view(2, -1).mean(0)
         if summed:
             loss = loss.sum() if weight is None else torch.dot(loss, weight)
@@ -75,22 +78,8 @@ def _forward(
     return loss, logits, level, excess, query_grad, key_grad
 
 
-def _by(dtype: torch.dtype, query: Tensor, function: str, arguments: tuple[Any, ...]) -> Any:
-    """Compute with the kernels where they run and serve; they need Triton, and are imported where they are wanted."""
-
-    def kernels() -> Any:
-        from imix_aug._cross_entropy import both_triton
-
-        return getattr(both_triton, function)(*arguments)
-
-    def plain() -> Any:
-        return getattr(both_blocked, function)(*arguments)
-
-    return plain() if dtype == torch.float64 else with_kernels(query.device, kernels, plain)
-
-
 def _shapes(query: Tensor, key: Tensor, columns: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    *_, dtype, summed, wants_query_grad, wants_key_grad = rest
+    *_, dtype, summed, wants_query_grad, wants_key_grad, _bounded = rest
     per_row = query.new_empty(query.shape[0], dtype=torch.promote_types(dtype, torch.float32))
     return (
         per_row.new_empty(()) if summed else per_row,
@@ -117,7 +106,8 @@ def _sweep_again(
             *(query.to(dtype), key.to(dtype), columns, ids, level, excess, weight),
             (wants_query_grad, wants_key_grad),
         )
-        query_grad, key_grad = _by(dtype, query, "gradients", arguments)
+        grads = both_at_once.gradients(*arguments) if query.device.type == "cpu" else None
+        query_grad, key_grad = grads or both_apart.gradients(*arguments)
     return tuple(level.new_empty(0) if each is None else each for each in (query_grad, key_grad))  # type: ignore[return-value]
 
 
@@ -147,7 +137,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 def _gradients(ctx: Any, grad: Tensor | None, *_none: object) -> tuple[Tensor | None, ...]:
     if grad is None:
-        return (None,) * 10
+        return (None,) * 11
     refuse_batched(grad)
     query, key, columns, ids, weight, logits, level, excess, query_grad, key_grad = ctx.saved_tensors
     needs_query, needs_key, _, needs_shares = ctx.needs_input_grad[:4]
@@ -166,7 +156,7 @@ def _gradients(ctx: Any, grad: Tensor | None, *_none: object) -> tuple[Tensor | 
     gradients = once_differentiable(
         (to_query if needs_query else None, to_key if needs_key else None, to_shares), query, key, grad
     )
-    return (*gradients[:2], None, gradients[2], *(None,) * 6)
+    return (*gradients[:2], None, gradients[2], *(None,) * 7)
 
 
 _node = Node("imix_aug::cross_entropy_of_both", _forward, shapes=_shapes, keep=_keep, gradients=_gradients)

@@ -25,9 +25,15 @@ def sweep_keys(
     )
 
 
-def sweep_queries(query: Tensor, key: Tensor, left_out: LeftOut, level: Tensor, weight: Tensor) -> Tensor:
-    """Return ``sum_i weight_i exp(s_ij - level_i) query_i`` for each key j, over the rows that do not leave it out."""
-    arguments = (query, key, left_out, level, weight)
+def sweep_queries(
+    query: Tensor, key: Tensor, left_out: LeftOut, level: Tensor, weight: Tensor, key_level: Tensor | None = None
+) -> Tensor:
+    """Return ``sum_i weight_i exp(s_ij - level_i) query_i`` for each key j, over the rows that do not leave it out.
+
+    With ``key_level``, as many keys as queries have weights and levels too: the factor is
+    ``weight_i exp(s_ij - level_i) + weight_j exp(s_ij - key_level_j)``.
+    """
+    arguments = (query, key, left_out, level, weight, key_level)
     return with_kernels(
         query.device, lambda: _kernels().sweep_queries(*arguments), lambda: blocked.sweep_queries(*arguments)
     )

@@ -29,13 +29,9 @@ def sweep_keys(
 def sweep_queries(
     query: Tensor, key: Tensor, left_out: LeftOut, level: Tensor, weight: Tensor, key_level: Tensor | None = None
 ) -> Tensor:
-    """Return ``sum_i weight_i exp(s_ij - level_i) query_i`` for each key j, over the rows that do not leave it out.
-
-    With ``key_level``, as many keys as queries have weights and levels too: the factor is
-    ``weight_i exp(s_ij - level_i) + weight_j exp(s_ij - key_level_j)``.
-    """
-    if query.dtype == torch.float64 and key_level is None:
-        return blocked.sweep_queries(query, key, left_out, level, weight)
+    """Return what ``sweeps.sweep_queries`` says."""
+    if query.dtype == torch.float64:
+        return blocked.sweep_queries(query, key, left_out, level, weight, key_level)
     if _stays_on_chip(query):
         return triton_sweep.sweep_queries(query, key, left_out, level, weight, key_level)
     return triton_blocks.sweep_queries(query, key, left_out, level, weight, key_level)

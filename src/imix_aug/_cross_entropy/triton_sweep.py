@@ -259,8 +259,9 @@ def _sweep_keys(
                 logits = _leave_out(logits, left_out, row, n, here, 0, 2147483647, each, LEFT_OUT, SWEPT)
         if row_ids is not None:
             if negative_ids is None:
-                column_id = tl.load(key_ids + first + column, mask=in_key & (column < count - first), other=0)
-                logits = tl.where(in_key & (column_id[None, :] == row_id[:, None]), -INF, logits)
+                is_key = column < tl.where(in_key, count - first, 0)
+                column_id = tl.load(key_ids + first + column, mask=is_key, other=0)
+                logits = tl.where(is_key[None, :] & (column_id[None, :] == row_id[:, None]), -INF, logits)
             else:
                 ids = tl.where(in_key, key_ids, negative_ids) + first
                 column_id = tl.load(ids + column, mask=column < count - first, other=0)
