@@ -55,6 +55,7 @@ def with_torchrun(model: Contrastive, batch_size: int) -> None:
         optimizer.zero_grad()
         ddp(view_1, view_2).backward()
         optimizer.step()
+    dist.barrier()  # lets gloo's threads drop their last tensors: a Python that ends before them aborts
     dist.destroy_process_group()
 
 
