@@ -155,7 +155,7 @@ class Mutation:
         )  # now, if not yet
         if session.testsfailed or self.run(session, tree):
             raise SystemExit(f"the tests fail without a change: {self.log.read_text(encoding='utf-8')[-3000:]}")
-        ends = [float(line.split()[1]) for line in self.started.read_text().splitlines()]
+        ends = [float(line.split()[1]) for line in self.started.read_text(encoding="utf-8").splitlines()]
         seconds = {
             item: end - start for item, (start, end) in zip(session.items, itertools.pairwise(ends), strict=True)
         }
@@ -183,7 +183,7 @@ class Mutation:
 
     def put_first(self, items):
         """Let the test that noticed a change be the first of its kind: the next change is likely to be its like."""
-        started = self.started.read_text().splitlines()
+        started = self.started.read_text(encoding="utf-8").splitlines()
         if not started:
             raise SystemExit(f"a change cannot be put in: {self.log.read_text(encoding='utf-8')}")
         items.insert(0, items.pop(int(started[-1].split()[0])))
@@ -216,7 +216,7 @@ class Mutation:
         failed = False
         try:
             items = session.items
-            with self.started.open("w") as started:
+            with self.started.open("w", encoding="utf-8") as started:
                 put_in(tree, self.path)
                 for number, (item, following) in enumerate(zip(items, [*items[1:], None], strict=True)):
                     print(number, time.monotonic(), file=started, flush=True)
