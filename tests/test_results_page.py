@@ -100,3 +100,94 @@ def test_no_run_is_listed_twice_and_all_are_of_the_grid():
     assert len(set(keys)) == len(keys)
     assert {run["data"] for run in RUNS} == set(TITLES)
     assert all(re.fullmatch("none|mixup|raw|untrained", run["features"]) for run in RUNS)
+
+
+ARMS = (
+    *("raw columns", "untrained network", "none", "i-Mix", "SCARF", "SCARF + i-Mix"),
+    *("SCARF + i-Mix + raw columns", "gradient boosting"),
+)
+TABLE_METRICS = {"probe_accuracy": ARMS, "knn_accuracy": ARMS[:6]}
+TABLE_GAINS = (
+    *(("i-Mix", "none"), ("SCARF + i-Mix", "SCARF"), ("i-Mix", "raw columns")),
+    ("SCARF + i-Mix + raw columns", "raw columns"),
+)
+REPORT = json.loads((ROOT / "docs" / "figures" / "tables.json").read_text(encoding="utf-8"))
+
+
+def by_seed(metric):
+    """In percent, by table, arm and seed."""
+    found = defaultdict(lambda: defaultdict(dict))
+    for cell in REPORT["cells"]:
+        if metric in cell:
+            found[cell["table"]][cell["arm"]][cell["seed"]] = 100 * cell[metric]
+    return found
+
+
+def section():
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    return page.split("## Tables of one's own")[1].split("\n### ")[0]
+
+
+def rows_of(first):
+    """The rows of each table of the section whose header begins so."""
+    blocks = re.findall(rf"^\| table \| {first}.*\n\| ---.*\n((?:\|.*\n)+)", section(), re.MULTILINE)
+    return [
+        {
+            cells[0]: cells[1:]
+            for cells in (
+                [cell.strip().replace("*", "") for cell in line.strip("|").split("|")] for line in block.splitlines()
+            )
+        }
+        for block in blocks
+    ]
+
+
+def test_every_way_has_its_seeds_on_every_table():
+    seeds = range(5)
+    for ways in by_seed("probe_accuracy").values():
+        assert set(ways) == set(ARMS)
+        for arm, found in ways.items():
+            assert sorted(found) == ([0] if arm in ("raw columns", "gradient boosting") else list(seeds))
+
+
+def test_accuracies_on_tables():
+    for shown, (metric, arms) in zip(rows_of("raw"), TABLE_METRICS.items(), strict=True):
+        found = by_seed(metric)
+        assert list(shown) == [*sorted(found), "mean"]
+        averages = {table: [mean(found[table][arm].values()) for arm in arms] for table in found}
+        averages["mean"] = [mean(column) for column in zip(*averages.values(), strict=True)]
+        for table, cells in shown.items():
+            assert cells == [f"{value:.1f}" for value in averages[table]]
+
+
+def test_gains_on_tables():
+    (shown,) = rows_of("i-Mix over none")
+    found = by_seed("probe_accuracy")
+    assert list(shown) == sorted(found)
+    for table, cells in shown.items():
+        for cell, (one, other) in zip(cells, TABLE_GAINS, strict=True):
+            with_mix, without = found[table][one], found[table][other]
+            gains = [value - (without[0] if len(without) == 1 else without[seed]) for seed, value in with_mix.items()]
+            half = stats.t.ppf(0.975, len(gains) - 1) * stdev(gains) / len(gains) ** 0.5
+            wanted = [mean(gains)] if half < 1e-9 else [mean(gains), mean(gains) - half, mean(gains) + half]
+            numbers = [float(number) for number in re.findall(r"[+-][\d.]+", cell)]
+            assert numbers == pytest.approx(wanted, abs=0.051)
+
+
+def test_sign_tests_over_tables():
+    words = " ".join(section().split())
+    pattern = (
+        r"- ([^|]+?) is ahead of ([^|]+?) on (\d+) of (\d+) tables and behind on (\d+) "
+        r"\(sign test p = ([\d.e-]+); ([+-][\d.]+) ± ([\d.]+) points, worst ([+-][\d.]+)\)"
+    )
+    by_metric = words.split("Nearest neighbours")
+    for part, metric in zip((by_metric[0], " ".join(by_metric[1:])), TABLE_METRICS, strict=True):
+        found, lines = by_seed(metric), re.findall(pattern, part)
+        assert len(lines) == {"probe_accuracy": 6, "knn_accuracy": 4}[metric]
+        for one, other, ahead, tables, behind, p, average, spread, worst in lines:
+            gains = [mean(ways[one].values()) - mean(ways[other].values()) for ways in found.values()]
+            counts = sum(round(gain, 2) > 0 for gain in gains), sum(round(gain, 2) < 0 for gain in gains)
+            assert (int(ahead), int(behind), int(tables)) == (*counts, len(gains))
+            assert float(p) == pytest.approx(stats.binomtest(counts[0], sum(counts)).pvalue, rel=0.06)
+            written = [float(number) for number in (average, spread, worst)]
+            assert written == pytest.approx([mean(gains), stdev(gains), min(gains)], abs=0.051)

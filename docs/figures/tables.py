@@ -11,10 +11,11 @@ import matplotlib.pyplot as plt
 from style import save
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
-from runner.many_tables import ARMS, DEVELOPMENT, METRICS, PAIRS
+from runner.many_tables import ARMS, DEVELOPMENT, JOINED, METRICS, PAIRS, RAW
 from runner.report.wins import accuracies, compare, draw_matrix_on, gains, means, seeds_of
 
 REPORT = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+GAINS = (("i-Mix", "none"), ("SCARF + i-Mix", "SCARF"), ("i-Mix", RAW), (JOINED, RAW))
 CELLS = [cell for cell in REPORT["cells"] if cell["table"] not in DEVELOPMENT]
 
 
@@ -28,13 +29,14 @@ def draw(ink: str) -> plt.Figure:
 
 
 def page() -> str:
-    """Accuracies, sign tests over the tables, and gains with their intervals over the seeds, in Markdown."""
+    """Accuracies, sign tests over the tables, and the gains with their intervals over the seeds, in Markdown."""
     parts = []
     for metric, (name, arms) in METRICS.items():
         found = means(CELLS, metric, arms)
         pairs = [pair for pair in PAIRS if set(pair) <= set(arms)]
         parts += [f"{name}, {seeds_of(CELLS)}", accuracies(found, arms)]
-        parts += ["\n".join(f"- {compare(found, *pair)}" for pair in pairs), gains(CELLS, metric, pairs)]
+        parts.append("\n".join(f"- {compare(found, *pair)}" for pair in pairs))
+    parts.append(gains(CELLS, "probe_accuracy", GAINS))
     return "\n\n".join(parts)
 
 

@@ -106,7 +106,7 @@ def gains(cells: Iterable[Cell], metric: str, pairs: Sequence[tuple[str, str]]) 
     for cell in cells:
         if metric in cell:
             by_seed.setdefault(cell["table"], {}).setdefault(cell["arm"], {})[cell["seed"]] = 100 * cell[metric]
-    lines = [f"| points | {' | '.join(f'{one} over {other}' for one, other in pairs)} |"]
+    lines = [f"| table | {' | '.join(f'{one} over {other}' for one, other in pairs)} |"]
     lines.append("| --- " * (len(pairs) + 1) + "|")
     for table, ways in sorted(by_seed.items()):
         if all(arm in ways for pair in pairs for arm in pair):
