@@ -120,8 +120,9 @@ def test_one_line_gives_every_link_its_whole_address(sdist, tmp_path):
     (source / "PKG-INFO").unlink()  # what a source distribution was told once it tells again
     settings = source / "pyproject.toml"
     text = settings.read_text(encoding="utf-8")
-    assert text.count('repository = ""') == 1
-    settings.write_text(text.replace('repository = ""', 'repository = "https://example.org/me"'), encoding="utf-8")
+    text, filled = re.subn('(?m)^repository = ".*"$', 'repository = "https://example.org/me"', text)
+    assert filled == 1
+    settings.write_text(text, encoding="utf-8")
     told = metadata(source, tmp_path)
     urls = dict(each.split(", ") for each in told.get_all("Project-URL"))
     assert urls.keys() == {"Paper", "Repository", "Documentation", "Changelog", "Issues"}

@@ -1,7 +1,8 @@
 """Make torch a build without its distributed part: ``PYTHONPATH=tests pytest -p without_distributed``.
 
-This torch was built with that part, and its tracers ask for operators whose Python half is then gone; so does lightly.
-What traces, compiles or calls lightly is therefore left out: it would show the simulation, and not the package.
+This torch was built with that part, and its tracers ask for operators whose Python half is then gone; so do lightly and
+jagged tensors.
+What traces, compiles, or calls for one of these is therefore left out: it would show the simulation, and not the package.
 """
 
 import importlib.abc
@@ -10,7 +11,7 @@ import sys
 
 # torch asks for these to learn what it was built with, and binds the rest by calling them.
 _STARTS = ("_c10d_init", "_rpc_init", "_dist_autograd_init", "_faulty_agent_init")
-_WANTS_IT = re.compile(r"test_compile\.py|test_devices\.py|lightly|fake|export|make_fx|registered|absent_card")
+_WANTS_IT = re.compile(r"test_compile\.py|test_devices\.py|lightly|fake|export|make_fx|registered|absent_card|jagged")
 
 
 class _BuiltWithout(importlib.abc.MetaPathFinder):
