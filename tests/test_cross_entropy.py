@@ -320,14 +320,28 @@ def test_all_ways_to_the_loss_are_the_formula(n, d, temperature, length, mean, m
 
 def test_the_single_node_is_taken_where_it_serves_and_only_there():
     query, key = (torch.randn(8, 4, requires_grad=True) for _ in range(2))
-    label = own(8)
-    assert plain.applies(query, key, label, 0.2, "mean")
-    assert plain.applies(query, key, label, 1 / blocked.SAFE_LOGIT, "sum")
-    assert not plain.applies(query, key, label, 0.999 / blocked.SAFE_LOGIT, "sum")
-    assert not plain.applies(query.detach(), key, label, 0.2, "mean")
-    assert not plain.applies(query, key.detach(), label, 0.2, "mean")
-    assert not plain.applies(query, key, label, 0.2, "none")
-    assert not plain.applies(query, key, Positives(label.columns, label.shares.requires_grad_()), 0.2, "mean")
+    for labels in (None, VirtualLabels(torch.full((8,), 0.75), torch.arange(8).flip(0))):
+        assert plain.applies(query, key, labels, 0.2, "mean")
+        assert plain.applies(query, key, labels, 1 / blocked.SAFE_LOGIT, "sum")
+        assert not plain.applies(query, key, labels, 0.999 / blocked.SAFE_LOGIT, "sum")
+        assert not plain.applies(query.detach(), key, labels, 0.2, "mean")
+        assert not plain.applies(query, key.detach(), labels, 0.2, "mean")
+        assert not plain.applies(query, key, labels, 0.2, "none")
+        with torch.no_grad():
+            assert not plain.applies(query, key, labels, 0.2, "mean")
+    labels.lam.requires_grad_()
+    assert not plain.applies(query, key, labels, 0.2, "mean")
+
+
+def test_a_batch_mixed_with_nothing_but_itself_keeps_the_digits_of_an_unmixed_one():
+    """A permutation may leave every row in its place; the softmax of rows told apart has no digits left then."""
+    rows = torch.eye(4)
+    stays = VirtualLabels(torch.full((4,), 0.6), torch.arange(4))
+    mixed, unmixed = (
+        imix_nce_loss(rows.clone().requires_grad_(), rows.clone().requires_grad_(), labels, temperature=0.04)
+        for labels in (stays, None)
+    )
+    assert mixed.item() == unmixed.item() == pytest.approx(math.log1p(3 * math.exp(-25)), rel=1e-5)
 
 
 @pytest.mark.parametrize("has_units", [False, True])
@@ -337,10 +351,10 @@ def test_few_products_of_half_precision_are_made_in_single(has_units, monkeypatc
     for dtype in (torch.bfloat16, torch.float16):
         for d in (4, 5):
             query, key = (torch.randn(8, d, dtype=dtype, requires_grad=True) for _ in range(2))
-            applies = plain.applies(query, key, own(8), 0.2, "mean")
+            applies = plain.applies(query, key, None, 0.2, "mean")
             assert applies == (not (d == 5 and has_units and dtype == torch.bfloat16))
             if applies:
-                loss = plain.nce_loss(query, key, own(8), 0.2, "mean")
+                loss = plain.nce_loss(query, key, None, 0.2, "mean")
                 expected, *expected_grads = exact_nce(query, key, None, 0.2, True)
                 assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
                 for grad, right in zip(torch.autograd.grad(loss, (query, key)), expected_grads, strict=True):

@@ -1,8 +1,7 @@
 """Make torch a build without its distributed part: ``PYTHONPATH=tests pytest -p without_distributed``.
 
 This torch was built with that part, and its tracers ask for operators whose Python half is then gone; so do lightly and
-jagged tensors.
-What traces, compiles, or calls for one of these is therefore left out: it would show the simulation, and not the package.
+jagged tensors. What wants any of these is therefore left out: it would show the simulation, and not the package.
 """
 
 import importlib.abc

@@ -98,15 +98,10 @@ def imix_nce_loss(
         weight=weight,
     )
     with without_autocast(query):
-        positives = _positives(labels, query)
         divisor = contrast.temperature
-        if (
-            contrast.is_plain
-            and isinstance(divisor, float)
-            and plain.applies(query, key, positives, divisor, reduction)
-        ):
-            return plain.nce_loss(query, key, positives, divisor, reduction)
-        return contrast.cross_entropy(query, key, positives)
+        if contrast.is_plain and isinstance(divisor, float) and plain.applies(query, key, labels, divisor, reduction):
+            return plain.nce_loss(query, key, labels, divisor, reduction)
+        return contrast.cross_entropy(query, key, _positives(labels, query))
 
 
 @takes_dtensors
@@ -290,7 +285,7 @@ def imix_clip_loss(
         if (
             contrast.is_plain
             and isinstance(divisor, float)
-            and plain.applies_to_both(query, key, positives, divisor, reduction)
+            and plain.applies_to_both(query, key, labels, divisor, reduction)
         ):
             return plain.both_losses(query, key, positives, divisor, reduction)
         return contrast.cross_entropy_of_both(query, key, positives)

@@ -5,15 +5,18 @@ from torch import Tensor
 from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+_PLAIN = (Tensor, torch.nn.Parameter)
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def readable(*tensors: Tensor) -> bool:
     """Tell whether all are real tensors on the CPU that nobody traces."""
-    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None or transformed():
+    if torch.compiler.is_compiling():
         return False
-    plain = all(type(each) in (Tensor, torch.nn.Parameter) and each.device.type == "cpu" for each in tensors)
-    return plain and _get_current_dispatch_mode() is None
+    for each in tensors:
+        if type(each) not in _PLAIN or not each.is_cpu:
+            return False
+    return torch._C._get_tracing_state() is None and _get_current_dispatch_mode() is None and not transformed()
 
 
 def transformed() -> bool:

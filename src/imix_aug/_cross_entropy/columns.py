@@ -29,7 +29,7 @@ class Positives(NamedTuple):
     def of(cls, labels: VirtualLabels, dtype: torch.dtype) -> Positives:
         """Return the columns of virtual labels: a row's own and its partner's, if that has a share."""
         lam, partner = labels.lam.to(torch.promote_types(dtype, torch.float32)), labels.partner
-        own = _row_numbers(partner)
+        own = row_numbers(partner)
         alone = partner == own
         if not lam.requires_grad:  # Else a share of zero has a gradient all the same.
             alone = alone.logical_or_(lam == 1)
@@ -42,7 +42,7 @@ class Positives(NamedTuple):
         Column p of this and column p of the queries' positives are inverse permutations, entries that stand for none
         aside: both name the same logits.
         """
-        own = _row_numbers(labels.partner)
+        own = row_numbers(labels.partner)
         holder = torch.empty_like(labels.partner).scatter(0, labels.partner, own)
         columns, shares = cls.of(labels, dtype)
         held_by_own, held_by_other = shares[:, 0], shares[holder, 1]
@@ -101,7 +101,8 @@ class LeftOut(NamedTuple):
 NOTHING = LeftOut()
 
 
-def _row_numbers(like: Tensor) -> Tensor:
+def row_numbers(like: Tensor) -> Tensor:
+    """Return 0 to N - 1 for a tensor of N rows, on its device."""
     return _arange(like.shape[0]) if readable(like) else torch.arange(like.shape[0], device=like.device)
 
 

@@ -5,17 +5,24 @@ and on starting operations, as on a small batch's logits. Here the forward pass 
 tensor. Logits are small enough to do without logarithms: positives and rest are weighed as powers.
 """
 
-from typing import Any
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from imix_aug._cross_entropy import blocked
-from imix_aug._cross_entropy.columns import Positives
+from imix_aug._cross_entropy.columns import Positives, row_numbers
 from imix_aug._cross_entropy.once_differentiable import once_differentiable, refuse_batched
 from imix_aug._cross_entropy.positives import excess_of_both
 from imix_aug._cross_entropy.products import add_transposed_times, times_transposed
 from imix_aug._values import readable
+
+if TYPE_CHECKING:
+    from imix_aug._labels import VirtualLabels
 
 # From so many products on, the processor's units for bfloat16, where it has them, outweigh what converting costs.
 MANY_PRODUCTS = 1 << 27
@@ -26,34 +33,36 @@ SMALL_BATCH = 256
 EPS = 1e-12
 
 
-def applies(query: Tensor, key: Tensor, positives: Positives, temperature: float, reduction: str) -> bool:
+def applies(query: Tensor, key: Tensor, labels: VirtualLabels | None, temperature: float, reduction: str) -> bool:
     """Tell whether ``nce_loss`` serves: both gradients of a reduced loss are wanted, and logits are small."""
     return (
         reduction != "none"
         and temperature * blocked.SAFE_LOGIT >= 1
-        and readable(query, key)
-        and torch.is_grad_enabled()
         and query.requires_grad
         and key.requires_grad
-        and not positives.shares.requires_grad
+        and (labels is None or not labels.lam.requires_grad)
+        and torch.is_grad_enabled()
+        and readable(query, key)
         and not _suits_half_precision(query)
     )
 
 
-def nce_loss(query: Tensor, key: Tensor, positives: Positives, temperature: float, reduction: str) -> Tensor:
+def nce_loss(query: Tensor, key: Tensor, labels: VirtualLabels | None, temperature: float, reduction: str) -> Tensor:
     """Return the loss of the logits ``cos(query_i, key_j) / temperature``."""
-    return _Node.apply(query, key, *positives, 1 / temperature, reduction == "mean", False)
+    sweep = functools.partial(_sweep, labels)
+    return _Node.apply(query, key, sweep, 1 / temperature, 1 / len(query) if reduction == "mean" else 1.0)
 
 
-def applies_to_both(query: Tensor, key: Tensor, positives: Positives, temperature: float, reduction: str) -> bool:
+def applies_to_both(query: Tensor, key: Tensor, labels: VirtualLabels | None, temperature: float, how: str) -> bool:
     """Tell whether ``both_losses`` serves: the same, for logits that fit one tile."""
     n = len(query)
-    return blocked.rows_per_tile(n, n) == n and applies(query, key, positives, temperature, reduction)
+    return blocked.rows_per_tile(n, n) == n and applies(query, key, labels, temperature, how)
 
 
 def both_losses(query: Tensor, key: Tensor, positives: Positives, temperature: float, reduction: str) -> Tensor:
     """Return the mean of both directions' losses; the positives have 2N rows, as in ``both.py``."""
-    return _Node.apply(query, key, *positives, 1 / temperature, reduction == "mean", True)
+    sweep = functools.partial(_sweep_both, *positives)
+    return _Node.apply(query, key, sweep, 1 / temperature, (1 / len(query) if reduction == "mean" else 1.0) / 2)
 
 
 def _suits_half_precision(query: Tensor) -> bool:
@@ -64,18 +73,16 @@ def _suits_half_precision(query: Tensor) -> bool:
 class _Node(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, columns: Tensor, shares: Tensor, scale: float, mean: bool, both: bool
+        ctx: Any, query: Tensor, key: Tensor, sweep: Callable[..., Tensor], scale: float, weight: float
     ) -> Tensor:
         dtype = torch.promote_types(torch.promote_types(query.dtype, key.dtype), torch.float32)
         pair = torch.stack((query.to(dtype), key.to(dtype)))
         lengths, is_short = _to_unit_length(pair)
         grads = torch.empty_like(pair)
-        sweep = _sweep_both if both else _sweep
-        loss = sweep(pair, grads, columns, shares.to(dtype), scale)
+        loss = sweep(pair, grads, scale)
         # What would change a row's length has no effect on the loss.
         along = (grads * pair).sum(dim=2, keepdim=True)
         grads.addcmul_(pair, along if is_short is None else along.masked_fill_(is_short, 0), value=-1)
-        weight = (1 / query.shape[0] if mean else 1.0) / (2 if both else 1)
         ctx.scale = scale * weight
         ctx.save_for_backward(query, key, grads, lengths)
         return loss.mul_(weight)
@@ -87,7 +94,7 @@ class _Node(torch.autograd.Function):
         with torch.no_grad():
             query_grad, key_grad = (grads * (ctx.scale * grad / lengths)).unbind()
             gradients = query_grad.to(query.dtype), key_grad.to(key.dtype)
-        return (*once_differentiable(gradients, query, key, grad), *(None,) * 5)
+        return (*once_differentiable(gradients, query, key, grad), None, None, None)
 
 
 def _to_unit_length(rows: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -105,13 +112,16 @@ def _to_unit_length(rows: Tensor) -> tuple[Tensor, Tensor | None]:
     return (lengths * largest).clamp_min(EPS), is_short
 
 
-def _sweep(both: Tensor, grads: Tensor, columns: Tensor, shares: Tensor, scale: float) -> Tensor:
+def _sweep(labels: VirtualLabels | None, rows: Tensor, grads: Tensor, scale: float) -> Tensor:
     """Return the total loss of unit queries and keys, and leave its gradients in ``grads``, divided by ``scale``."""
-    query, key = both.unbind()
+    query, key = rows.unbind()
     query_grad, key_grad = grads.unbind()
     n = len(query)
-    if n <= SMALL_BATCH and columns.shape[1] == 2 and shares[:, 1].max().item() > 0:
-        return _at_once(query, key, query_grad, key_grad, columns, shares, scale)
+    positives = None
+    if labels is not None:
+        if n <= SMALL_BATCH and labels.lam.min().item() < 1 and not torch.equal(labels.partner, row_numbers(query)):
+            return _at_once(query, key, query_grad, key_grad, labels, scale)
+        positives = Positives.of(labels, query.dtype)
     loss = query.new_zeros(())
     step = blocked.rows_per_tile(n, n)
     summed_key_grad = blocked.zeros_by_columns(key) if step < n else None
@@ -119,10 +129,10 @@ def _sweep(both: Tensor, grads: Tensor, columns: Tensor, shares: Tensor, scale: 
         part = slice(start, min(start + step, n))
         tile = query[part]
         powers = times_transposed(tile, key, scale * blocked.LOG2_E).exp2_()
-        if columns.shape[1] == 1:
+        if positives is None:
             total = _weigh_own(powers[:, part].diagonal(), powers, loss)
         else:
-            total = _weigh(powers, columns[part], shares[part], loss)
+            total = _weigh(powers, positives.columns[part], positives.shares[part], loss)
         # The powers are now softmax minus label, times the total.
         if summed_key_grad is None:
             torch.mm(powers, key, out=query_grad).div_(total)
@@ -135,9 +145,10 @@ def _sweep(both: Tensor, grads: Tensor, columns: Tensor, shares: Tensor, scale: 
     return loss
 
 
-def _sweep_both(rows: Tensor, grads: Tensor, columns: Tensor, shares: Tensor, scale: float) -> Tensor:
+def _sweep_both(columns: Tensor, shares: Tensor, rows: Tensor, grads: Tensor, scale: float) -> Tensor:
     """Do the same for both directions of one tile."""
     query, key = rows.unbind()
+    shares = shares.to(query.dtype)
     n = len(query)
     if columns.shape[1] == 1:  # as a pair whose second column stands for none
         columns, shares = columns.expand(-1, 2), torch.nn.functional.pad(shares, (0, 1))
@@ -156,9 +167,12 @@ def _sweep_both(rows: Tensor, grads: Tensor, columns: Tensor, shares: Tensor, sc
 
 
 def _at_once(
-    query: Tensor, key: Tensor, query_grad: Tensor, key_grad: Tensor, columns: Tensor, shares: Tensor, scale: float
+    query: Tensor, key: Tensor, query_grad: Tensor, key_grad: Tensor, labels: VirtualLabels, scale: float
 ) -> Tensor:
     """Do the same for a small batch that is mixed: its labels keep the softmax away from one, where digits are lost."""
+    lam = labels.lam.to(query.dtype)
+    columns = torch.stack((row_numbers(query), labels.partner), 1)
+    shares = torch.stack((lam, 1 - lam), 1)
     softmax = times_transposed(query, key, scale).softmax(dim=1)
     loss = torch.dot(softmax.gather(1, columns).log_().view(-1), shares.view(-1)).neg_()
     excess = softmax.scatter_add_(1, columns, -shares)
