@@ -423,6 +423,11 @@ REFUSED = [
     (lambda: IMixLoss(npair, on="rows"), ValueError, "on must be one of"),
     (lambda: IMixLoss(npair)(X, labels=LABELS), TypeError, r"expected \(a, b, labels\)"),
     (lambda: IMixLoss(npair)(X, X, LABELS, LABELS), TypeError, r"expected \(a, b, labels\)"),
+    (
+        lambda: IMixLoss(CE, on="logits")(X, torch.arange(3), LABELS),  # as MoCo calls its own, the labels appended
+        TypeError,
+        r"expected \(logits, labels\), got \(Tensor, Tensor, VirtualLabels\): virtual labels stand in place of targets",
+    ),
     (lambda: IMixLoss(npair)(X, X[:2], LABELS), ValueError, "b must have the shape of a"),
     (lambda: IMixLoss(npair)(None, X, LABELS), TypeError, "a must be a tensor"),
     (lambda: IMixLoss(npair)(X, X, VirtualLabels.identity(4)), ValueError, "labels.lam must have shape"),

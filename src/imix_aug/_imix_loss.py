@@ -104,11 +104,14 @@ class IMixLoss(nn.Module):
     def forward(self, *inputs: Any, labels: VirtualLabels | None = None, **further: Any) -> Tensor:
         """Return the criterion's loss against the virtual labels: ``(N,)`` or a scalar, as the criterion does."""
         wanted = ("a", "b") if self.on == "pairs" else ("logits",)
+        given = inputs
         more: tuple[Any, ...] = ()
         if len(inputs) > len(wanted) and labels is None:
             inputs, labels, more = inputs[: len(wanted)], inputs[len(wanted)], inputs[len(wanted) + 1 :]
         if len(inputs) != len(wanted) or any(isinstance(each, VirtualLabels) for each in more):
-            raise TypeError(f"expected ({', '.join(wanted)}, labels), got {len(inputs)} inputs and labels={labels!r}")
+            kinds = ", ".join(type(each).__name__ for each in given)
+            hint = ": virtual labels stand in place of targets" if self.on == "logits" and more else ""
+            raise TypeError(f"expected ({', '.join(wanted)}, labels), got ({kinds}){hint}")
         if self.on == "pairs":
             first, second = _check.paired_batches(*inputs)
         else:
