@@ -275,20 +275,18 @@ def imix_clip_loss(
         weight=weight,
     )
     with without_autocast(query):
-        of_queries = _positives(labels, query)
-        of_keys = of_queries if labels is None else Positives.of_keys(labels, query.dtype)
-        if contrast.gather_distributed:  # A rank then has its rows over all columns and its columns over all rows.
-            forth = contrast.cross_entropy(query, key, of_queries)
-            return (forth + contrast.cross_entropy(key, query, of_keys)) / 2
-        positives = Positives(*(torch.cat(each) for each in zip(of_queries, of_keys, strict=True)))
         divisor = contrast.temperature
         if (
             contrast.is_plain
             and isinstance(divisor, float)
             and plain.applies_to_both(query, key, labels, divisor, reduction)
         ):
-            return plain.both_losses(query, key, positives, divisor, reduction)
-        return contrast.cross_entropy_of_both(query, key, positives)
+            return plain.both_losses(query, key, labels, divisor, reduction)
+        of_queries, of_keys = Positives.of_both(labels, query.shape[0], query.device, query.dtype)
+        if contrast.gather_distributed:  # A rank then has its rows over all columns and its columns over all rows.
+            forth = contrast.cross_entropy(query, key, of_queries)
+            return (forth + contrast.cross_entropy(key, query, of_keys)) / 2
+        return contrast.cross_entropy_of_both(query, key, Positives.cat((of_queries, of_keys)))
 
 
 @takes_dtensors

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -50,6 +51,21 @@ class Positives(NamedTuple):
         return cls._own_and(
             holder, held_by_other / torch.where(whole == 0, 1, whole), own, columns[holder, 1] == holder
         )
+
+    @classmethod
+    def of_both(
+        cls, labels: VirtualLabels | None, n: int, device: torch.device, dtype: torch.dtype
+    ) -> tuple[Positives, Positives]:
+        """Return those of n queries, and those of their keys."""
+        if labels is None:
+            own = cls.own(n, device, torch.promote_types(dtype, torch.float32))
+            return own, own
+        return cls.of(labels, dtype), cls.of_keys(labels, dtype)
+
+    @classmethod
+    def cat(cls, parts: Iterable[Positives]) -> Positives:
+        """Join those of several groups of rows, which have the same columns."""
+        return cls(*(torch.cat(each) for each in zip(*parts, strict=True)))
 
     @classmethod
     def _own_and(cls, other: Tensor, share: Tensor, own: Tensor, alone: Tensor) -> Positives:

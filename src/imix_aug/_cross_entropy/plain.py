@@ -59,9 +59,9 @@ def applies_to_both(query: Tensor, key: Tensor, labels: VirtualLabels | None, te
     return blocked.rows_per_tile(n, n) == n and applies(query, key, labels, temperature, how)
 
 
-def both_losses(query: Tensor, key: Tensor, positives: Positives, temperature: float, reduction: str) -> Tensor:
-    """Return the mean of both directions' losses; the positives have 2N rows, as in ``both.py``."""
-    sweep = functools.partial(_sweep_both, *positives)
+def both_losses(query: Tensor, key: Tensor, labels: VirtualLabels | None, temperature: float, reduction: str) -> Tensor:
+    """Return the mean of both directions' losses."""
+    sweep = functools.partial(_sweep_both, labels)
     return _Node.apply(query, key, sweep, 1 / temperature, (1 / len(query) if reduction == "mean" else 1.0) / 2)
 
 
@@ -119,7 +119,7 @@ def _sweep(labels: VirtualLabels | None, rows: Tensor, grads: Tensor, scale: flo
     n = len(query)
     positives = None
     if labels is not None:
-        if n <= SMALL_BATCH and labels.lam.min().item() < 1 and not torch.equal(labels.partner, row_numbers(query)):
+        if _is_small_and_mixed(labels):
             return _at_once(query, key, query_grad, key_grad, labels, scale)
         positives = Positives.of(labels, query.dtype)
     loss = query.new_zeros(())
@@ -145,11 +145,13 @@ def _sweep(labels: VirtualLabels | None, rows: Tensor, grads: Tensor, scale: flo
     return loss
 
 
-def _sweep_both(columns: Tensor, shares: Tensor, rows: Tensor, grads: Tensor, scale: float) -> Tensor:
+def _sweep_both(labels: VirtualLabels | None, rows: Tensor, grads: Tensor, scale: float) -> Tensor:
     """Do the same for both directions of one tile."""
     query, key = rows.unbind()
-    shares = shares.to(query.dtype)
+    if labels is not None and _is_small_and_mixed(labels):
+        return _both_at_once(query, key, grads[0], grads[1], labels, scale)
     n = len(query)
+    columns, shares = Positives.cat(Positives.of_both(labels, n, query.device, query.dtype))
     if columns.shape[1] == 1:  # as a pair whose second column stands for none
         columns, shares = columns.expand(-1, 2), torch.nn.functional.pad(shares, (0, 1))
     own, back = columns.chunk(2)
@@ -166,16 +168,44 @@ def _sweep_both(columns: Tensor, shares: Tensor, rows: Tensor, grads: Tensor, sc
     return loss
 
 
+def _is_small_and_mixed(labels: VirtualLabels) -> bool:
+    """Tell a small batch whose labels keep the softmax away from one, where digits are lost."""
+    lam, partner = labels
+    return len(lam) <= SMALL_BATCH and 0 < lam.min().item() < 1 and not torch.equal(partner, row_numbers(partner))
+
+
+def _entries(labels: VirtualLabels, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return the columns of each row's label, ``(N, 2)``, and its shares of them; a row may be its own partner."""
+    lam, partner = labels.lam.to(dtype), labels.partner
+    return torch.stack((row_numbers(partner), partner), 1), torch.stack((lam, 1 - lam), 1)
+
+
 def _at_once(
     query: Tensor, key: Tensor, query_grad: Tensor, key_grad: Tensor, labels: VirtualLabels, scale: float
 ) -> Tensor:
-    """Do the same for a small batch that is mixed: its labels keep the softmax away from one, where digits are lost."""
-    lam = labels.lam.to(query.dtype)
-    columns = torch.stack((row_numbers(query), labels.partner), 1)
-    shares = torch.stack((lam, 1 - lam), 1)
+    """Do what ``_sweep`` does, for a batch that is small and mixed."""
+    columns, shares = _entries(labels, query.dtype)
     softmax = times_transposed(query, key, scale).softmax(dim=1)
     loss = torch.dot(softmax.gather(1, columns).log_().view(-1), shares.view(-1)).neg_()
-    excess = softmax.scatter_add_(1, columns, -shares)
+    excess = softmax.scatter_add_(1, columns, shares.neg_())
+    torch.mm(excess, key, out=query_grad)
+    torch.mm(excess.t(), query, out=key_grad)
+    return loss
+
+
+def _both_at_once(
+    query: Tensor, key: Tensor, query_grad: Tensor, key_grad: Tensor, labels: VirtualLabels, scale: float
+) -> Tensor:
+    """Do the same for both directions; a key's label is spread in proportion to what the rows' labels give it."""
+    columns, shares = _entries(labels, query.dtype)
+    held = shares[:, 0].index_add(0, labels.partner, shares[:, 1])
+    of_keys = shares / held[columns]
+    powers = times_transposed(query, key, scale * blocked.LOG2_E).exp2_()
+    by_row, by_column = powers.sum(dim=1, keepdim=True), powers.sum(dim=0)
+    power = powers.gather(1, columns)
+    loss = (power / by_row).log_().mul_(shares).addcmul_((power / by_column[columns]).log_(), of_keys).sum().neg_()
+    excess = powers.mul_(by_row.reciprocal_() + by_column.reciprocal_())
+    excess.scatter_add_(1, columns, shares.add_(of_keys).neg_())
     torch.mm(excess, key, out=query_grad)
     torch.mm(excess.t(), query, out=key_grad)
     return loss
