@@ -16,7 +16,7 @@ from statistics import mean
 
 import torch
 import torch.nn.functional as F
-from runner.data.dataset import Dataset, take
+from runner.data.dataset import Dataset, draw_labels, take
 from runner.device import pick_device
 from runner.errors import one_line_errors
 from runner.evaluate import extract_features, linear_probe, nearest_neighbours
@@ -25,17 +25,6 @@ from runner.state.files import write_text
 from runner.state.place import refuse_unwritable
 from runner.state.saved import open_run
 from torch import Tensor, nn
-
-
-def draw_labels(y: Tensor, share: float, seed: int) -> Tensor:
-    """Rows that keep their label: this share of every class, one row at least."""
-    generator = torch.Generator().manual_seed(seed)
-    rows = []
-    for label in y.unique():
-        of_class = (y == label).nonzero().flatten()
-        kept = max(1, round(share * len(of_class)))
-        rows.append(of_class[torch.randperm(len(of_class), generator=generator)[:kept].to(y.device)])
-    return torch.cat(rows)
 
 
 def fine_tune(

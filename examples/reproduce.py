@@ -3,7 +3,7 @@
 python examples/reproduce.py 1 --scale cpu --rows covtype-npair     # a row of Table 1
 python examples/reproduce.py 3 --scale gpu --download               # all of Table 3
 python examples/reproduce.py ablation --over width --scale cpu
-python examples/reproduce.py transfer --rows cifar10-npair --to cifar100
+python examples/reproduce.py transfer --rows cifar10-npair --to cifar100 --labels 0.01 0.1
 python examples/reproduce.py tables --path DIR --seeds 3             # all tables of a folder, each against each
 """
 
@@ -26,7 +26,6 @@ from runner.data.files import IMAGENETS
 from runner.device import pick_device
 from runner.domain import Domain, Task
 from runner.errors import Refused, one_line_errors
-from runner.evaluate import evaluate
 from runner.many_tables import find_tables, judge_all, open_bench, write_page
 from runner.paper import METHOD_NAMES, MIXES, SCALES, TABLES, Row, recipe
 from runner.ranks import barrier, is_main
@@ -37,7 +36,8 @@ from runner.report.wins import WinReport
 from runner.run import add_missing, parse, prepare
 from runner.settings import Settings
 from runner.state.files import write_text
-from runner.state.saved import DOMAINS, open_run
+from runner.state.saved import DOMAINS
+from runner.transfer import SavedRuns
 from sklearn.datasets import get_data_home
 
 # Where each named data set lies, or may lie, once it has been downloaded; {root} is --data-root.
@@ -125,34 +125,55 @@ def table(args: argparse.Namespace) -> None:
 
 
 def transfer(args: argparse.Namespace) -> None:
-    """Pretrain on the data of a row of Table 1, probe on other data of the same domain."""
-    if not args.to:
-        raise Refused("transfer: name the data to probe with --to")
+    """Pretrain on the data of a row of Table 1; probe on those of ``--to``, with the shares of ``--labels``."""
+    if not all(0 < share <= 1 for share in args.labels):
+        raise Refused(f"--labels {args.labels}: wanted shares between 0 and 1")
     folder, title = args.out / f"transfer-{args.scale}", _title(args, "Transfer")
     lines: list[dict[str, Any]] = []
+    judged: list[tuple[Row, SavedRuns, list[dict[str, Any]]]] = []
     for row in _choose(TABLES["1"], args.rows or ["cifar10-npair"]):
-        line: dict[str, Any] = {"row": f"{row.name} to {args.to}", "method": METHOD_NAMES[row.method]}
-        line.update({"data": f"{row.data} to {args.to}", "published": dict.fromkeys(MIXES)})
-        try:
-            line["found"] = {mix: _probe_elsewhere(args, row, folder / row.name / mix, mix) for mix in MIXES}
-        except CannotRun as why:
-            line["cannot"] = str(why)
-        lines.append(line)
-        _write(folder, title, lines)
+        for target in args.to or [row.data]:
+            saved = SavedRuns(row.domain, args.path.get(target, target), args.data_root, pick_device(args.device))
+            of_target = [_transfer_line(row, target, share) for share in args.labels]
+            lines += of_target
+            judged.append((row, saved, of_target))
+    for seed in range(args.seeds):
+        for row, saved, of_target in judged:
+            if "cannot" in of_target[0]:
+                continue
+            try:
+                _judge_elsewhere(args, row, saved, of_target, folder / row.name, seed)
+            except CannotRun as why:
+                for line in of_target:
+                    line["cannot"] = str(why)
+            _write(folder, title, lines)
     _finish(folder, title, lines)
 
 
-def _probe_elsewhere(args: argparse.Namespace, row: Row, folder: Path, mix: str) -> list[float]:
-    run(args, Cell({}, row, mix, folder, recipe(row, mix, args.scale)), args.seeds)
-    found = []
+def _transfer_line(row: Row, target: str, share: float) -> dict[str, Any]:
+    name = f"{row.name} to {target}" + (f", {100 * share:g} % of the labels" if share < 1 else "")
+    line: dict[str, Any] = {"row": name, "method": METHOD_NAMES[row.method], "data": f"{row.data} to {target}"}
+    return line | {"labels": share, "published": dict.fromkeys(MIXES), "found": {}, "runs": {}, "controls": {}}
+
+
+def _judge_elsewhere(
+    args: argparse.Namespace, row: Row, saved: SavedRuns, lines: list[dict[str, Any]], folder: Path, seed: int
+) -> None:
+    """Train what is not trained yet with this seed, and add what it is worth to each of the lines."""
+    _require(args, lines[0]["data"].partition(" to ")[2])
     probe = args.changes.get("probe", "sgd" if args.scale == "paper" else "logistic")
-    for seed in range(args.seeds):
-        _require(args, args.to)
-        checkpoint = folder / "runs" / f"{row.method}-{mix}-seed{seed}" / "checkpoint.pt"
-        data = args.path.get(args.to, args.to)
-        encoder, task = open_run(checkpoint, pick_device(args.device), data=data, root=args.data_root)
-        found.append(100 * evaluate(encoder, task.data, task.to_input, probe)["probe_accuracy"])
-    return found
+    for mix in MIXES:
+        run(args, Cell({}, row, mix, folder / mix, recipe(row, mix, args.scale)), seed + 1)
+        checkpoint = folder / mix / "runs" / f"{row.method}-{mix}-seed{seed}" / "checkpoint.pt"
+        for line in lines:
+            one = saved.judge(checkpoint, line["labels"], seed, probe)
+            line["runs"].setdefault(mix, []).append(one)
+            line["found"].setdefault(mix, []).append(100 * one["metrics"]["probe_accuracy"])
+    if args.controls:
+        for line in lines:
+            for control in ("raw", "untrained"):
+                one = saved.judge(checkpoint, line["labels"], seed, probe, control)
+                line["controls"].setdefault(control, []).append({"control": control, **one})
 
 
 def ablation(args: argparse.Namespace) -> None:
@@ -390,7 +411,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     option("--over", choices=tuple(OVER), help="ablation: what to vary")
     option("--values", nargs="+", metavar="V", help="ablation: its values")
     option("--controls", action="store_true", help="of a table: also judge the raw input and the untrained network")
-    option("--to", metavar="DATA", help="transfer: the data to probe")
+    option("--to", nargs="+", metavar="DATA", help="transfer: the data to probe (default: the row's own)")
+    option("--labels", nargs="+", type=float, metavar="SHARE", help="transfer: of the labels (default: 1)")
     option("--change", nargs="+", default=[], metavar="OPTION=VALUE", help="of the recipes, such as epochs=60")
     option("--path", action="append", default=[], metavar="DATA=PATH", help="where a data set lies; of tables, DIR")
     option("--label", metavar="COLUMN", help="tables: the column that holds the class (default: class)")
@@ -401,9 +423,13 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.seeds < 1:
         parser.error(f"--seeds {args.seeds}: wanted one or more")
-    for name, kind in (("over", "ablation"), ("values", "ablation"), ("to", "transfer"), ("label", "tables")):
+    for name, kind in (
+        *(("over", "ablation"), ("values", "ablation"), ("label", "tables")),
+        *(("to", "transfer"), ("labels", "transfer")),
+    ):
         if getattr(args, name) and args.table != kind:
             parser.error(f"--{name}: only for {kind}")
+    args.labels = args.labels or [1.0]
     if args.table == "tables":
         if len(args.path) != 1:
             parser.error("--path: wanted the folder of the tables")

@@ -3,6 +3,7 @@ import json
 
 import numpy as np
 import pandas as pd
+import probe
 import pytest
 import reproduce
 import runner.run
@@ -122,6 +123,22 @@ def test_transfer_probes_other_data(tmp_path, report):
         assert accuracy == pytest.approx(round(accuracy), abs=1e-9)  # of the 100 test rows of the other file
 
 
+def test_transfer_with_few_labels_says_what_the_probe_script_says(tmp_path, report):
+    options = ("--rows", "covtype-npair", "--path", forest(tmp_path / "cover.csv", 800), "--change", "epochs=3")
+    few, every = report("transfer-cpu", "transfer", "--labels", "0.1", "1", "--controls", *options)
+    assert (few["row"], every["row"]) == ("covtype-npair to covtype, 10 % of the labels", "covtype-npair to covtype")
+    for mix in ("none", "mixup"):
+        run = tmp_path / "out" / "transfer-cpu" / "covtype-npair" / mix / "runs" / f"npair-{mix}-seed0"
+        found = tmp_path / f"{mix}.json"
+        probe.main([str(run / "checkpoint.pt"), "--labels", "0.1", "1", "--draws", "1", "--out", str(found)])
+        by_probe = json.loads(found.read_text(encoding="utf-8"))["labels"]
+        for row, share in ((few, "0.1"), (every, "1.0")):
+            assert row["found"][mix] == pytest.approx([100 * by_probe[share]["probe_accuracy"]])
+            assert row["runs"][mix][0]["labels"] == by_probe[share]["rows"]
+    for row in (few, every):
+        assert [len(row["controls"][control]) for control in ("raw", "untrained")] == [1, 1]
+
+
 def test_varying_an_option_drops_what_only_went_with_the_old_value():
     options = ["--milestones", "18", "24", "--arch", "cnn", "--width", "16", "--epochs", "30"]
     assert reproduce._replace(options, "epochs", "60") == ["--arch", "cnn", "--width", "16", "--epochs", "60"]
@@ -135,7 +152,7 @@ def test_varying_an_option_drops_what_only_went_with_the_old_value():
         (("ablation",), "--over"),
         (("ablation", "--over", "depth"), "has no such thing"),
         (("ablation", "--over", "queue", "--rows", "covtype-npair"), "N-pair has none"),
-        (("transfer",), "--to"),
+        (("transfer", "--labels", "2"), "wanted shares between 0 and 1"),
     ],
 )
 def test_refusals(report, options, words):

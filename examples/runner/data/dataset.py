@@ -81,6 +81,17 @@ def subsample(data: Dataset, data_fraction: float, class_fraction: float) -> Dat
     return keep_rows(data, torch.cat(kept))
 
 
+def draw_labels(y: Tensor, share: float, seed: int) -> Tensor:
+    """Rows that keep their label: this share of every class, one row at least."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for label in y.unique():
+        of_class = (y == label).nonzero().flatten()
+        kept = max(1, round(share * len(of_class)))
+        rows.append(of_class[torch.randperm(len(of_class), generator=generator)[:kept].to(y.device)])
+    return torch.cat(rows)
+
+
 def thin(data: Dataset, most: int) -> Dataset:
     """Keep at most so many training rows and so many test rows, drawn at random; always the same rows."""
     for part in ("train", "test"):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+from runner.data.dataset import Dataset
 from runner.domain import Domain, Task
 from runner.domains.image import IMAGES
 from runner.domains.speech import SPEECH
@@ -29,11 +31,12 @@ def open_run(
     label: str | None = None,
     drop: Sequence[str] | None = None,
     root: str | None = None,
+    load: Callable[[Mapping[str, Any]], Dataset] | None = None,
 ) -> tuple[nn.Module, Task]:
     """Return the encoder with its weights, and the data with what makes network inputs of them.
 
     ``data``: other data than it was trained on, with their own ``label`` and columns to ``drop``; ``root``: where
-    downloads are kept.
+    downloads are kept; ``load``: what reads them, by default as the domain does.
     """
     state = read_checkpoint(checkpoint)
     config = dict(state["config"])
@@ -44,7 +47,7 @@ def open_run(
     with naming(checkpoint):
         domain = DOMAINS[config["domain"]]
         settings = _as_settings(domain, config, device)
-    dataset = domain.load({**config, "data_root": root})
+    dataset = (load or domain.load)({**config, "data_root": root})
     with naming(checkpoint):
         task = domain.task(settings, dataset.to(device))
         check_form("input", state["parts"]["input"], task.to_input.state_dict())

@@ -1,0 +1,50 @@
+"""What saved encoders are worth on data that they were not trained on, and with few of the labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from runner.controls import Raw, settle_statistics
+from runner.data.dataset import Dataset, draw_labels, keep_rows, thin
+from runner.evaluate import evaluate
+from runner.state.checkpoint import read_checkpoint
+from runner.state.saved import DOMAINS, open_run
+
+
+class SavedRuns:
+    """Runs of one domain, judged on the same data, which are read once."""
+
+    def __init__(self, domain: str, data: str, root: str | None, device: torch.device) -> None:
+        self._domain, self._name, self._root, self._device = domain, data, root, device
+        self._data: Dataset | None = None
+
+    def judge(
+        self, checkpoint: Path, share: float, seed: int, probe: str, control: str | None = None
+    ) -> dict[str, Any]:
+        """Judge one run, or of its inputs and its network before training the ``control`` raw or untrained."""
+        encoder, task = open_run(checkpoint, self._device, data=self._name, root=self._root, load=self._load)
+        config = read_checkpoint(checkpoint)["config"]
+        data = labelled(task.data, share, seed, config.get("probe_rows"))
+        if control == "raw":
+            encoder = Raw()
+        elif control == "untrained":
+            torch.manual_seed(seed)
+            encoder = task.build_encoder().to(self._device)
+            settle_statistics(encoder, task, min(config["batch_size"], len(task.data.train_y)), self._device)
+        return {"seed": seed, "labels": len(data.train_y), "metrics": evaluate(encoder, data, task.to_input, probe)}
+
+    def _load(self, config: Mapping[str, Any]) -> Dataset:
+        if self._data is None:
+            self._data = DOMAINS[self._domain].load(config)
+        return self._data
+
+
+def labelled(data: Dataset, share: float, seed: int, most: int | None) -> Dataset:
+    """Keep this share of the labels of each class, drawn by the seed, and at most so many training and test rows."""
+    if share < 1:
+        data = keep_rows(data, draw_labels(data.train_y, share, seed))
+    return thin(data, most) if most else data
