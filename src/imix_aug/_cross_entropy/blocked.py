@@ -201,7 +201,8 @@ class Tiles:
         """Return the rows' log-sum-exp over the negatives, and their softmax-weighted mean."""
         if self.negatives is None:
             return None, None
-        lse: Tensor | None = None
+        peak: Tensor | None = None
+        total: Tensor | None = None
         mean: Tensor | None = None
         ids = self.left_out.negative_ids
         step = max(1, NEGATIVE_TILE // self.step)
@@ -210,13 +211,21 @@ class Tiles:
             tile = self.logits(part, block)
             if ids is not None and self.left_out.row_ids is not None:
                 tile.masked_fill_(self.left_out.row_ids[part, None] == ids[start : start + step], -math.inf)
-            powers, peak = self._powers(tile, tile[:, :0])
-            total = powers.sum(dim=1, keepdim=True).log2_().add_(peak)
-            before, lse = lse, total if lse is None else _add_in_base_2(lse, total)
+            if not self.bounded:  # Powers are relative to the largest logit so far.
+                before, peak = peak, _larger(peak, tile.amax(dim=1, keepdim=True))
+                tile.sub_(finite(peak))
+                if before is not None and total is not None:
+                    shrink = (before - finite(peak)).exp2_()
+                    total.mul_(shrink)
+                    mean = None if mean is None else mean.mul_(shrink)
+            powers = tile.exp2_()
+            total = _added(total, powers.sum(dim=1, keepdim=True))
             if wants_mean:
-                anchor = finite(lse)
-                new = times_transposed(powers.to(block.dtype), block.t()).mul_((peak - anchor).exp2_())
-                mean = new if mean is None or before is None else new.addcmul_(mean, (before - anchor).exp2_())
+                mean = _added(mean, times_transposed(powers.to(block.dtype), block.t()))
+        assert total is not None
+        lse = total.log2_() if peak is None else total.log2_().add_(finite(peak))
+        if mean is not None:
+            mean.mul_(((0 if peak is None else finite(peak)) - finite(lse)).exp2_())
         return lse, mean
 
     def without(self, tile: Tensor, part: slice, value: float, positives: Tensor | None = None) -> Tensor:
@@ -240,6 +249,14 @@ class Tiles:
             return tile.exp2_(), tile.new_zeros(())
         peak = finite(_largest(tile, own))
         return tile.sub_(peak).exp2_(), peak
+
+
+def _added(total: Tensor | None, more: Tensor) -> Tensor:
+    return more if total is None else total.add_(more)
+
+
+def _larger(peak: Tensor | None, other: Tensor) -> Tensor:
+    return other if peak is None else torch.maximum(peak, other)
 
 
 def _largest(tile: Tensor, own: Tensor) -> Tensor:
