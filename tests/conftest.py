@@ -4,7 +4,7 @@ import sys
 
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 # Plugins that take something away from the process that imports them, as doctest collection would; what needs Triton.
 collect_ignore = ["without_distributed.py", "without_triton.py", "compiled_kernels.py"]
@@ -23,6 +23,8 @@ if sys.platform == "linux":  # What all processes want that the tests start is i
 settings.register_profile(
     "default", deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow], derandomize=True
 )
+# For mutate.py, which asks whether a test fails: nobody reads the smallest example.
+settings.register_profile("unshrunk", settings.get_profile("default"), phases=[Phase.explicit, Phase.generate])
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 

@@ -238,6 +238,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(pathlib.Path(__file__).parent))
     import ranks  # noqa: F401
 
+    os.environ.setdefault("HYPOTHESIS_PROFILE", "unshrunk")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--every", type=int, default=1, metavar="K", help="take every K-th change alone")
     parser.add_argument("file", type=pathlib.Path)

@@ -9,10 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from imix_aug import VirtualLabels, _embeddings, imix_nce_loss
-from imix_aug._cross_entropy import blocked, node, plain
+from imix_aug import VirtualLabels, _cross_entropy, _embeddings, imix_nce_loss
+from imix_aug._cross_entropy import blocked, node, operator, plain, sweeps
 from imix_aug._cross_entropy.columns import LeftOut, Positives
+from imix_aug._cross_entropy.once_differentiable import once_differentiable
 from imix_aug._cross_entropy.operator import soft_cross_entropy
+from imix_aug._cross_entropy.positives import settle
 from imix_aug._embeddings import unit_rows
 
 
@@ -226,6 +228,103 @@ def test_the_two_sweeps_are_the_dense_formula(problem, scale, wants_mean):
     torch.testing.assert_close(grad, right, rtol=1e-9, atol=1e-9)
 
 
+class StandIn:
+    """Takes what kernels take, and computes it plainly."""
+
+    sweep_queries = staticmethod(blocked.sweep_queries)
+
+    @staticmethod
+    def sweep_keys(query, key, negatives, left_out, wants_mean, bounded):
+        assert bounded
+        return blocked.sweep_keys(query, key, negatives, left_out, wants_mean)
+
+
+@pytest.mark.parametrize("width", [1, 2, 3])
+@pytest.mark.parametrize("wants_mean", [False, True])
+@pytest.mark.parametrize("has_further", [False, True])
+@pytest.mark.parametrize("by_kernels", [False, True])
+def test_a_sweep_comes_together_with_the_positives_that_it_left_out(
+    width, wants_mean, has_further, by_kernels, monkeypatch
+):
+    """The way of the ring and of the kernels: each number that it leaves behind, from the dense softmax."""
+    if by_kernels:
+        monkeypatch.setattr(sweeps, "with_kernels", lambda device, kernels, plainly: kernels())
+        monkeypatch.setattr(_cross_entropy, "triton", StandIn, raising=False)
+    query, key, negatives, positives, left_out, further = make(
+        (7, 9, 4, 5, width, 2, True, has_further, width), 1.0, torch.float64
+    )
+    query, key, negatives = (each.detach() for each in (query, key, negatives))
+    further = None if further is None else further.detach()
+    weight = torch.rand(7, dtype=torch.float64)
+    rest, mean = sweeps.sweep_keys(
+        query, key, negatives, left_out.and_columns(positives.columns), wants_mean, bounded=True
+    )
+    found = settle(query, key, positives, rest, mean, further)
+    key_grad = sweeps.key_gradient(query, key, positives.columns, left_out, found.level, found.excess, weight)
+
+    logits = reference.logits_of(query, key, negatives, left_out)
+    own = (query @ key.T).gather(1, positives.columns)
+    logits = logits.scatter(1, positives.columns, own)
+    label = torch.zeros_like(logits).scatter_add(1, positives.columns, positives.shares)
+    further = torch.full((7, 1), -math.inf, dtype=torch.float64) if further is None else further[:, None]
+    level = torch.cat([logits, further], 1).logsumexp(1)
+    off = (logits - level[:, None]).exp() - label
+    stands_for_one = positives.columns != positives.columns[:, :1]
+    stands_for_one[:, 0] = True
+    wanted = {
+        "loss": reference.soft_cross_entropy(
+            query, key, negatives, positives, left_out, further[:, 0] if has_further else None
+        ),
+        "logits": own,
+        "level": level,
+        "excess": torch.where(stands_for_one, off.gather(1, positives.columns), 0),
+    }
+    for name, value in wanted.items():
+        torch.testing.assert_close(getattr(found, name), value, rtol=1e-10, atol=1e-12, msg=name)
+    torch.testing.assert_close(key_grad, (off[:, :9] * weight[:, None]).T @ query, rtol=1e-10, atol=1e-12)
+    both_levels, key_level = torch.rand(2, 7, dtype=torch.float64).unbind()
+    own_logits = reference.logits_of(query, key[:7])
+    factor = weight[:, None] * (own_logits - both_levels[:, None]).exp() + weight * (own_logits - key_level).exp()
+    both = sweeps.sweep_queries(query, key[:7], LeftOut(), both_levels, weight, key_level)
+    torch.testing.assert_close(both, factor.T @ query, rtol=1e-10, atol=1e-12)
+    if wants_mean:
+        torch.testing.assert_close(found.query_grad, off @ torch.cat([key, negatives]), rtol=1e-10, atol=1e-12)
+    else:
+        assert found.query_grad is None
+
+
+@pytest.mark.parametrize("summed", ["rows", "sum", "weighted sum"])
+@pytest.mark.parametrize("wants", [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize("kind", [(torch.float64, 1e-10), (torch.bfloat16, 1e-2)])
+def test_the_operator_is_the_dense_formula_the_kernels_way_too(summed, wants, kind, monkeypatch):
+    dtype, tolerance = kind
+    monkeypatch.setattr(operator, "runs_triton", lambda device: True)
+    monkeypatch.setattr(sweeps, "with_kernels", lambda device, kernels, plainly: kernels())
+    monkeypatch.setattr(_cross_entropy, "triton", StandIn, raising=False)
+    monkeypatch.setattr(blocked, "_HAS_BFLOAT16_UNITS", True)
+    sums = torch.promote_types(dtype, torch.float32)
+    query, key, negatives, positives, left_out, further = make((7, 9, 4, 5, 2, 2, True, True, 3), 1.0, sums)
+    leaves = [each.detach() for each in (query, key, negatives, further)]
+    exact = [each.double() for each in leaves]
+    for each, needs in zip((*leaves, *exact), (*wants, True, True) * 2, strict=True):
+        each.requires_grad_(needs)
+    weight = torch.rand(7, dtype=sums)
+    how = {"rows": {}, "sum": {"summed": True}, "weighted sum": {"summed": True, "weight": weight}}[summed]
+    values = soft_cross_entropy(
+        *leaves[:3], positives, left_out=left_out, further=leaves[3], dtype=dtype, bounded=True, **how
+    )
+    label = Positives(positives.columns, positives.shares.double())
+    expected = reference.soft_cross_entropy(*exact[:3], label, left_out, exact[3])
+    weighted = (expected * (1 if summed == "sum" else weight.double())).sum()
+    assert values.dtype == sums
+    close(values, expected if summed == "rows" else weighted, tolerance)
+    total = (values * weight).sum() if summed == "rows" else values
+    grads = torch.autograd.grad(total, [each for each in leaves if each.requires_grad])
+    right = torch.autograd.grad(weighted, [each for each in exact if each.requires_grad])
+    for grad, wanted in zip(grads, right, strict=True):
+        close(grad, wanted, 2 * tolerance)
+
+
 def test_rows_in_any_memory_layout():
     query, key, negatives = torch.randn(6, 10)[:, ::2], torch.randn(5, 7).T, torch.randn(9, 5).flip(0)[1::3]
     query.requires_grad_()
@@ -389,6 +488,16 @@ def test_a_second_derivative_is_refused(as_node, monkeypatch):
     (grad,) = torch.autograd.grad(imix_nce_loss(query, key), query, create_graph=True)
     with pytest.raises(RuntimeError, match="no second derivative"):
         grad.sum().backward()
+
+
+def test_gradients_are_copied_only_where_somebody_may_differentiate_them_again():
+    gradient, leaf = torch.randn(4, 3), torch.randn(4, 3, requires_grad=True)
+    with torch.no_grad():
+        assert once_differentiable((gradient, None), leaf)[0] is gradient
+    again, none = once_differentiable((gradient, None), leaf)
+    assert again.requires_grad
+    assert torch.equal(again, gradient)
+    assert none is None
 
 
 def test_unit_rows_of_all_lengths():

@@ -576,6 +576,16 @@ def test_transforms_of_torch_func(loss):
 
 
 @pytest.mark.parametrize("loss", AND_CLIP)
+def test_forward_mode_elsewhere_is_none_of_a_loss_s_business(loss):
+    q, k = torch.randn(5, 4, dtype=torch.float64, requires_grad=True), torch.randn(5, 4, dtype=torch.float64)
+    expected = AND_CLIP[loss](q, k, None)
+    with torch.autograd.forward_ad.dual_level():
+        actual = AND_CLIP[loss](q, k, None)
+        torch.testing.assert_close(actual, expected)
+        torch.testing.assert_close(*(torch.autograd.grad(each, q)[0] for each in (actual, expected)))
+
+
+@pytest.mark.parametrize("loss", AND_CLIP)
 def test_tensors_without_values_have_shapes(loss):
     from torch.fx.experimental.proxy_tensor import make_fx
 

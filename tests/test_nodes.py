@@ -160,3 +160,21 @@ def know_nodes_once(rank, size):
 
 def test_ranks_tell_their_hosts_once_per_group(worlds):
     worlds[3].run(know_nodes_once)
+
+
+def know_nodes_under_another_default(rank, size):
+    """Ranks tell their hosts on the device of the rows: on the default one they could not."""
+    rows = torch.randn(2, 4, 3, dtype=torch.float64)
+    with on_hosts(list(range(size))), ring(True), torch.device("meta"):
+        loss = imix_nce_loss(*rows, gather_distributed=True, reduction="sum")
+        assert route._known[dist.group.WORLD] == [[each] for each in range(size)]
+    everyone = [torch.empty_like(rows) for _ in range(size)]
+    dist.all_gather(everyone, rows)
+    query, key = (torch.nn.functional.normalize(each, dim=-1) for each in (rows[0], torch.cat(everyone, 1)[1]))
+    target = torch.arange(4) + 4 * rank
+    expected = torch.nn.functional.cross_entropy(query @ key.T / 0.2, target, reduction="sum")
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_ranks_tell_their_hosts_on_the_device_of_the_rows(worlds):
+    worlds[2].run(know_nodes_under_another_default)
