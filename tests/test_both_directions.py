@@ -154,7 +154,12 @@ def test_half_precision_multiplies_in_the_units_that_there_are(dtype, has_units,
     query, key = (F.normalize(torch.randn(17, 32)).to(dtype).float() for _ in range(2))
     query, key = (5 * query).requires_grad_(), key.requires_grad_()
     labels = VirtualLabels(torch.rand(17), torch.randperm(17))
+    taken, forward = [], both_at_once.forward
+    monkeypatch.setattr(
+        both_at_once, "forward", lambda query, *rest: taken.append(query.dtype) or forward(query, *rest)
+    )
     values = cross_entropy_of_both(query, key, both_positives(17, labels, torch.float32), dtype=dtype, summed=summed)
+    assert taken == [torch.bfloat16 if has_units and dtype == torch.bfloat16 else torch.float32]
     grads = torch.autograd.grad(values.sum(), (query, key))
     exact = [each.detach().double().requires_grad_() for each in (query, key)]
     expected = dense(*exact, labels, None).sum()

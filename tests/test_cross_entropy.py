@@ -124,6 +124,8 @@ def test_half_precision_multiplies_in_the_units_that_there_are(dtype, has_units,
     query, key, negatives = (F.normalize(torch.randn(count, 32)).to(dtype).float() for count in (17, 19, 23))
     query, key = (5 * query).requires_grad_(), key.requires_grad_()
     positives = Positives(torch.stack([torch.randperm(19)[:2] for _ in range(17)]), torch.full((17, 2), 0.5))
+    taken, forward = [], blocked.forward
+    monkeypatch.setattr(blocked, "forward", lambda query, *rest: taken.append(query.dtype) or forward(query, *rest))
     values = soft_cross_entropy(query, key, negatives, positives, dtype=dtype, summed=summed)
     grads = torch.autograd.grad(values.sum(), (query, key))
     exact = [each.detach().double().requires_grad_() for each in (query, key)]
@@ -132,8 +134,7 @@ def test_half_precision_multiplies_in_the_units_that_there_are(dtype, has_units,
     assert values.sum().item() == pytest.approx(expected.item(), rel=1e-2)
     for grad, right in zip(grads, torch.autograd.grad(expected, exact), strict=True):
         assert ((grad.double() - right).norm() / right.norm()).item() < 1e-2
-    takes = blocked.product_dtype(dtype)
-    assert takes == (torch.bfloat16 if has_units and dtype == torch.bfloat16 else torch.float32)
+    assert taken == [torch.bfloat16 if has_units and dtype == torch.bfloat16 else torch.float32]
 
 
 @pytest.mark.parametrize("scale", [1e-20, 1e-3, 1.0, 1e3, 1e6])
@@ -300,6 +301,8 @@ def test_the_operator_is_the_dense_formula_the_kernels_way_too(summed, wants, ki
     dtype, tolerance = kind
     monkeypatch.setattr(operator, "runs_triton", lambda device: True)
     monkeypatch.setattr(sweeps, "with_kernels", lambda device, kernels, plainly: kernels())
+    calls, sweep = [], StandIn.sweep_keys
+    monkeypatch.setattr(StandIn, "sweep_keys", staticmethod(lambda *args: calls.append(args) or sweep(*args)))
     monkeypatch.setattr(_cross_entropy, "triton", StandIn, raising=False)
     monkeypatch.setattr(blocked, "_HAS_BFLOAT16_UNITS", True)
     sums = torch.promote_types(dtype, torch.float32)
@@ -316,6 +319,7 @@ def test_the_operator_is_the_dense_formula_the_kernels_way_too(summed, wants, ki
     label = Positives(positives.columns, positives.shares.double())
     expected = reference.soft_cross_entropy(*exact[:3], label, left_out, exact[3])
     weighted = (expected * (1 if summed == "sum" else weight.double())).sum()
+    assert len(calls) == 1
     assert values.dtype == sums
     close(values, expected if summed == "rows" else weighted, tolerance)
     total = (values * weight).sum() if summed == "rows" else values

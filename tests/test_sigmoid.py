@@ -8,6 +8,7 @@ from largest import Largest
 from torch.nn import functional as F
 
 from imix_aug import VirtualLabels, imix_sigmoid_loss
+from imix_aug._cross_entropy import blocked
 
 DOUBLE = {"dtype": torch.float64}
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
@@ -152,6 +153,38 @@ def test_half_precision_is_never_worse_than_the_dense_formula(dtype, bias):
         grads[name] = torch.cat(torch.autograd.grad(loss, leaves))
     error = {name: (grads[name] - grads["exact"]).norm() / grads["exact"].norm() for name in ("dense", "ours")}
     assert error["ours"] <= 1.05 * error["dense"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("has_units", [False, True])
+def test_half_precision_multiplies_in_the_units_that_there_are(dtype, has_units, monkeypatch):
+    monkeypatch.setattr(blocked, "_HAS_BFLOAT16_UNITS", has_units)
+    taken, tiles = set(), blocked.Tiles
+    monkeypatch.setattr(
+        blocked, "Tiles", lambda query, key, *rest: taken.update((query.dtype, key.dtype)) or tiles(query, key, *rest)
+    )
+    query, key = torch.randn(2, 5, 4).to(dtype).unbind()
+    imix_sigmoid_loss(query.requires_grad_(), key.requires_grad_()).backward()
+    assert taken == {torch.bfloat16 if has_units and dtype == torch.bfloat16 else torch.float32}
+
+
+@pytest.mark.parametrize("wants", [(True, False), (False, True), (False, False)])
+def test_few_rows_at_a_time_and_what_is_frozen(wants, monkeypatch):
+    """Many tiles, the last one not whole; and nobody computes a gradient that nobody asks for."""
+    for name, value in {"MAX_ROWS": 5, "MIN_ROWS": 2, "KEY_TILE": 35}.items():
+        monkeypatch.setattr(blocked, name, value)
+    query, key, labels, more = case(13, 4)
+    query, key = (each.requires_grad_(needs) for each, needs in zip((query, key), wants, strict=True))
+    bias = torch.tensor(-2.0, requires_grad=True, **DOUBLE)
+    leaves = [each for each in (query, key, bias) if each.requires_grad]
+    rows = imix_sigmoid_loss(query, key, labels, temperature=0.3, bias=bias, ids=more["ids"], reduction="none")
+    expected = formula(query, key, labels, temperature=0.3, bias=bias, ids=more["ids"])
+    weight = torch.rand(13, **DOUBLE)
+    torch.testing.assert_close(rows, expected, rtol=1e-10, atol=1e-12)
+    for one, other in zip(
+        *(torch.autograd.grad((each * weight).sum(), leaves) for each in (rows, expected)), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
 def test_hard_cases_stay_finite():
