@@ -109,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=Path, help="folder of the results; default benchmarks/results/DEVICE")
     parser.add_argument("--sizes", nargs="+", help="loss: NxD, or N+KxD with K negatives and fixed keys")
+    parser.add_argument("--unmixed", action="store_true", help="loss: without labels, plain InfoNCE")
     parser.add_argument("--simclr-sizes", nargs="+", help="simclr: NxD")
     parser.add_argument("--growth-sizes", nargs="+", help="growth: NxD")
     parser.add_argument("--memory-rows", nargs="+", type=int, help="memory: N")

@@ -16,22 +16,25 @@ Loss = Callable[["Batch"], Tensor]
 
 @dataclass
 class Batch:
-    """Embeddings of a mixed view and of the other one; MoCo's keys are constant, and negatives come with them."""
+    """Embeddings of a mixed view (unmixed without labels) and the other; MoCo's keys are constant, with negatives."""
 
     query: Tensor
     key: Tensor
-    labels: VirtualLabels
+    labels: VirtualLabels | None
     negatives: Tensor | None
 
     @classmethod
-    def draw(cls, n: int, k: int, d: int, dtype: torch.dtype, device: torch.device) -> "Batch":
+    def draw(
+        cls, n: int, k: int, d: int, dtype: torch.dtype, device: torch.device, *, unmixed: bool = False
+    ) -> "Batch":
         generator = torch.Generator().manual_seed(n + k + d)
 
         def rows(count: int) -> Tensor:
             return torch.randn(count, d, generator=generator).to(device, dtype)
 
         labels = VirtualLabels(torch.rand(n, generator=generator) / 2 + 0.5, torch.randperm(n, generator=generator))
-        return cls(rows(n).requires_grad_(), rows(n).requires_grad_(k == 0), labels.to(device), rows(k) if k else None)
+        query, key = rows(n).requires_grad_(), rows(n).requires_grad_(k == 0)
+        return cls(query, key, None if unmixed else labels.to(device), rows(k) if k else None)
 
     @property
     def leaves(self) -> list[Tensor]:
@@ -57,8 +60,10 @@ def formula(batch: Batch) -> Tensor:
 
 
 def _mixed(cross_entropy: Callable[[Tensor], Tensor], batch: Batch) -> Tensor:
+    own = torch.arange(len(batch.query), device=batch.query.device)
+    if batch.labels is None:
+        return cross_entropy(own).mean()
     lam, partner = batch.labels
-    own = torch.arange(len(partner), device=partner.device)
     return (lam * cross_entropy(own) + (1 - lam) * cross_entropy(partner)).mean()
 
 
@@ -102,8 +107,10 @@ def _torch_chunked() -> Loss:
 
     def loss(batch: Batch) -> Tensor:
         query, keys = F.normalize(batch.query) / TEMPERATURE, batch.keys()
-        lam, partner = batch.labels
         plain = F.linear_cross_entropy(query, keys, torch.arange(len(query), device=query.device), options=options)
+        if batch.labels is None:
+            return plain
+        lam, partner = batch.labels
         # One call is enough: the second label differs by a term that is linear in the keys.
         towards_partner = (query * (keys[: len(query)] - keys[partner])).sum(1)
         return plain + ((1 - lam) * towards_partner).mean()
@@ -191,7 +198,8 @@ def relative_error(loss: Loss, batch: Batch, rows_at_once: int = 2048) -> float:
     grads = torch.autograd.grad(value, batch.leaves)
     exact = batch.double()
     keys, n = exact.keys(), len(exact.query)
-    lam = exact.labels.lam.double()
+    labels = exact.labels or VirtualLabels.identity(n).to(keys.device)
+    lam = labels.lam.double()
     total = 0.0
     sums = [torch.zeros_like(leaf) for leaf in exact.leaves]
     for start in range(0, n, rows_at_once):
@@ -199,7 +207,7 @@ def relative_error(loss: Loss, batch: Batch, rows_at_once: int = 2048) -> float:
         logits = F.normalize(exact.query[part]) @ keys.T / TEMPERATURE
         own = torch.arange(n, device=logits.device)[part]
         each = lam[part] * F.cross_entropy(logits, own, reduction="none")
-        each = each + (1 - lam[part]) * F.cross_entropy(logits, exact.labels.partner[part], reduction="none")
+        each = each + (1 - lam[part]) * F.cross_entropy(logits, labels.partner[part], reduction="none")
         share = each.sum() / n
         total += share.item()
         for so_far, grad in zip(sums, torch.autograd.grad(share, exact.leaves, retain_graph=True), strict=True):

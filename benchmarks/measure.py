@@ -40,7 +40,7 @@ def loss(options: Any) -> Iterator[Row]:
     for text in options.sizes:
         n, k, d = parse_size(text)
         torch.compiler.reset()  # A formula compiled for one size: what the next one finds must not be a general graph.
-        batch = Batch.draw(n, k, d, dtype, device)
+        batch = Batch.draw(n, k, d, dtype, device, unmixed=options.unmixed)
         losses = {"imix-aug": contestants.imix_aug, "formula": contestants.formula, **peers}
         errors = {name: contestants.relative_error(each, batch) for name, each in losses.items()}
         runs = {name: contestants.with_gradients(each, batch) for name, each in losses.items()}
@@ -48,7 +48,7 @@ def loss(options: Any) -> Iterator[Row]:
         times = rounds(runs, options.threads, options.rounds, options.seconds)
         operations = (6 if batch.key.requires_grad else 4) * n * (n + k) * d
         yield {
-            "size": text,
+            "size": f"{text}, unmixed" if options.unmixed else text,
             "dtype": options.dtype,
             "operations": operations,
             "times": times,

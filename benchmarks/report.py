@@ -74,28 +74,42 @@ def plot(subcommand: str, path: Path, machine: dict[str, object], rows: list[Row
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    dtypes = sorted({row["dtype"] for row in rows}, reverse=True) if subcommand in COMPARISONS else [""]
-    figure, panels = pyplot.subplots(len(dtypes), figsize=(7, 1 + 3 * len(dtypes)), squeeze=False, layout="constrained")
-    for dtype, axes in zip(dtypes, panels[:, 0], strict=True):
-        if dtype:
-            _draw_bars(axes, dtype, [row for row in rows if row["dtype"] == dtype])
+    groups = _alike(rows) if subcommand in COMPARISONS else {"": rows}
+    figure, panels = pyplot.subplots(len(groups), figsize=(7, 1 + 3 * len(groups)), squeeze=False, layout="constrained")
+    for (name, group), axes in zip(groups.items(), panels[:, 0], strict=True):
+        if subcommand in COMPARISONS:
+            _draw_bars(axes, name, group)
+            axes.legend(fontsize=8, ncols=5, loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
         else:
-            _draw_lines(axes, subcommand, rows)
-        axes.legend(fontsize=8)
+            _draw_lines(axes, subcommand, group)
+            axes.legend(fontsize=8)
     figure.suptitle(f"{machine['device']}, {machine['threads']} threads", fontsize=8)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 
 
 COMPARISONS = ("loss", "simclr")
+ALWAYS = ("formula", "formula compiled", "matrix products")
 RATIOS = {"cost": "time, times the plain loss's", "directions": "time, times one direction's"}
 
 
-def _draw_bars(axes: Any, dtype: str, rows: list[Row]) -> None:
+def _alike(rows: list[Row]) -> dict[str, list[Row]]:
+    """Return the rows of each dtype, and what follows the size (unmixed) apart."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        _, comma, kind = row["size"].partition(",")
+        groups.setdefault(f"{row['dtype']}{comma}{kind}", []).append(row)
+    return dict(sorted(groups.items(), key=lambda group: (group[0].partition(",")[0], -len(group[0])), reverse=True))
+
+
+def _draw_bars(axes: Any, kind: str, rows: list[Row]) -> None:
     from matplotlib.ticker import LogLocator
 
     rows = sorted(rows, key=lambda row: row["times"]["imix-aug"]["median"])
-    names = dict.fromkeys(name for row in rows for name in row["times"] if name != "imix-aug")
+    found = dict.fromkeys(name for row in rows for name in row["times"] if name != "imix-aug")
+    names = sorted(
+        found, key=lambda name: name not in ALWAYS
+    )  # so that a colour is the same contestant's in each panel
     for i, name in enumerate(names):
         places = [j + 0.8 * (i + 0.5) / len(names) - 0.4 for j in range(len(rows))]
         times = [row["times"].get(name, {}).get("median", math.nan) for row in rows]
@@ -106,8 +120,8 @@ def _draw_bars(axes: Any, dtype: str, rows: list[Row]) -> None:
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("")
-    axes.set_xticks(range(len(rows)), [row["size"] for row in rows], rotation=15, fontsize=8)
-    axes.set(xlabel=f"queries (+ negatives) x D, {dtype}", ylabel="time, times imix-aug's")
+    axes.set_xticks(range(len(rows)), [row["size"].partition(",")[0] for row in rows], rotation=15, fontsize=8)
+    axes.set(xlabel=f"queries (+ negatives) x D, {kind}", ylabel="time, times imix-aug's")
 
 
 def _draw_lines(axes: Any, subcommand: str, rows: list[Row]) -> None:

@@ -134,11 +134,10 @@ def _sweep(labels: VirtualLabels | None, rows: Tensor, grads: Tensor, scale: flo
         else:
             total = _weigh(powers, positives.columns[part], positives.shares[part], loss)
         # The powers are now softmax minus label, times the total.
+        torch.div(times_transposed(powers, key.t()), total, out=query_grad[part])
         if summed_key_grad is None:
-            torch.mm(powers, key, out=query_grad).div_(total)
             torch.mm(powers.t(), tile / total, out=key_grad)
         else:
-            torch.div(times_transposed(powers, key.t()), total, out=query_grad[part])
             add_transposed_times(summed_key_grad, powers, tile / total)
     if summed_key_grad is not None:
         key_grad.copy_(summed_key_grad)

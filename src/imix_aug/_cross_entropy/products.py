@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 # Fewer elements of the largest matrix than this, and starting oneDNN costs more than it saves.
-MIN_ELEMENTS = 1 << 19
+MIN_ELEMENTS = 1 << 18
 
 # MKL keeps its fastest kernels for Intel's processors. On one of AMD's with AVX-512 oneDNN took 0.7 to 0.9 of its time;
 # others were not measured, and get PyTorch's choice.
