@@ -170,7 +170,7 @@ def test_gains_on_tables():
             gains = [value - (without[0] if len(without) == 1 else without[seed]) for seed, value in with_mix.items()]
             half = stats.t.ppf(0.975, len(gains) - 1) * stdev(gains) / len(gains) ** 0.5
             wanted = [mean(gains)] if half < 1e-9 else [mean(gains), mean(gains) - half, mean(gains) + half]
-            numbers = [float(number) for number in re.findall(r"[+-][\d.]+", cell)]
+            numbers = [float(number) for number in re.findall(r"[+-]?\d+\.\d", cell)]
             assert numbers == pytest.approx(wanted, abs=0.051)
 
 
@@ -178,7 +178,7 @@ def test_sign_tests_over_tables():
     words = " ".join(section().split())
     pattern = (
         r"- ([^|]+?) is ahead of ([^|]+?) on (\d+) of (\d+) tables and behind on (\d+) "
-        r"\(sign test p = ([\d.e-]+); ([+-][\d.]+) ± ([\d.]+) points, worst ([+-][\d.]+)\)"
+        r"\(sign test p = ([\d.e-]+); ([+-]?[\d.]+) ± ([\d.]+) points, worst ([+-]?[\d.]+)\)"
     )
     by_metric = words.split("Nearest neighbours")
     for part, metric in zip((by_metric[0], " ".join(by_metric[1:])), TABLE_METRICS, strict=True):

@@ -13,6 +13,7 @@ from style import OWN, PARTNER, save
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 from runner.report.paired import Paired, paired
+from runner.report.signed import signed
 
 RUNS = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
 TITLES = {"covtype": "Covertype", "cifar100": "CIFAR-100", "speechcommands": "spoken commands"}
@@ -49,7 +50,7 @@ def judged(data: str, method: str, change: str = "") -> list[str]:
     for metric in METRICS:
         without, with_mix, pair = compare(data, method, metric, change)
         better = [f"{with_mix:.2f}", f"**{with_mix:.2f}**"][pair.low is not None and pair.low > 0]
-        cells += [f"{without:.2f}", better, f"{pair.gain:+.2f} ({pair.low:+.2f} to {pair.high:+.2f})"]
+        cells += [f"{without:.2f}", better, f"{signed(pair.gain, 2)} ({signed(pair.low, 2)} to {signed(pair.high, 2)})"]
         if metric == "probe":
             cells += [str(pair.ahead), f"{in_words(pair.p_t)}, {in_words(pair.p_sign)}"]
     return cells
@@ -72,7 +73,8 @@ def summary() -> str:
         cells = [title]
         for method in METHODS:
             without, with_mix, pair = compare(data, method, "probe")
-            cells.append(f"{without:.1f} to {with_mix:.1f}: {pair.gain:+.1f} ({pair.low:+.1f} to {pair.high:+.1f})")
+            interval = f"{signed(pair.low)} to {signed(pair.high)}"
+            cells.append(f"{without:.1f} to {with_mix:.1f}: {signed(pair.gain)} ({interval})")
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 

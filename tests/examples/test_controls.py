@@ -107,6 +107,11 @@ def test_batch_statistics_settle_to_those_of_the_data():
             {"none": {0: 90}, "mixup": {0: 91}, "cutmix": {0: 89}},
             "Linear probe: i-Mix +1.0 over none (one seed); i-Mix (cutmix) -1.0 over none (one seed).",
         ),
+        (
+            # Half of the interval is 12.706 / sqrt(2) standard deviations of 1.14 / sqrt(2) points: it ends at -0.04.
+            {"none": {0: 90, 1: 90}, "mixup": {0: 96.63, 1: 97.77}, "raw": {0: 97.16}},
+            "Linear probe: i-Mix +7.2 over none (0.0 to +14.4: 95 % over 2 seeds), 0.0 over the raw columns.",
+        ),
         ({"mixup": {0: 91}}, ""),
     ],
 )

@@ -121,7 +121,7 @@ def test_who_is_ahead():
         "| mean | 70.0 | 70.0 |",
     ]
     words = compare(FOUND, "a", "b")
-    assert words.startswith("a is ahead of b on 1 of 3 tables and behind on 1 (sign test p = 1; +0.0")
+    assert words.startswith("a is ahead of b on 1 of 3 tables and behind on 1 (sign test p = 1; 0.0")
     assert words.endswith("worst -10.0)")
 
 

@@ -6,6 +6,7 @@ from statistics import mean
 
 import pytest
 from runner.report.paired import gain_in_words, paired
+from runner.report.signed import signed
 from scipy.integrate import quad
 
 WITHOUT = {0: 61.2, 1: 60.1, 2: 62.4, 3: 59.9, 4: 61.0}
@@ -51,3 +52,14 @@ def test_in_words():
     assert gain_in_words([], []) == ""
     assert gain_in_words([60.0], [61.5]) == "+1.50"
     assert gain_in_words([60.0, 61.0], [61.0, 63.0, 70.0]) == "+1.50 (-4.85 to +7.85, p = 0.2)"  # t = 3, one degree
+
+
+@pytest.mark.parametrize(
+    ("points", "digits", "written"),
+    [
+        *((0.04, 1, "0.0"), (-0.04, 1, "0.0"), (0.0, 1, "0.0"), (-0.0, 2, "0.00")),
+        *((0.06, 1, "+0.1"), (-0.06, 1, "-0.1"), (-0.04, 2, "-0.04"), (12.0, 1, "+12.0")),
+    ],
+)
+def test_a_difference_of_nothing_has_no_sign(points, digits, written):
+    assert signed(points, digits) == written

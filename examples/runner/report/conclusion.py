@@ -7,6 +7,8 @@ from statistics import mean, stdev
 
 from scipy import stats
 
+from runner.report.signed import signed
+
 NAMES = {"none": "training without i-Mix", "mixup": "i-Mix", "cutmix": "i-Mix (cutmix)"}
 
 
@@ -24,7 +26,7 @@ def conclude(found: Mapping[str, Mapping[int, float]], raw: str) -> str:
         parts = []
         if name != "none" and "none" in means:
             parts.append(f"{gain(found[name], found['none'])}")
-        parts += [f"{means[name] - means[one]:+.1f} over {controls[one]}" for one in controls if one in means]
+        parts += [f"{signed(means[name] - means[one])} over {controls[one]}" for one in controls if one in means]
         if parts:
             sentences.append(f"{NAMES[name]} {', '.join(parts)}")
     best = max((means[name] for name in trained), default=0.0)
@@ -41,9 +43,10 @@ def gain(with_mix: Mapping[int, float], without: Mapping[int, float]) -> str:
     seeds = sorted(set(with_mix) & set(without))
     differences = [with_mix[seed] - without[seed] for seed in seeds]
     if not seeds:
-        return f"{mean(with_mix.values()) - mean(without.values()):+.1f} over none (no seed in common)"
+        return f"{signed(mean(with_mix.values()) - mean(without.values()))} over none (no seed in common)"
     centre = mean(differences)
     if len(seeds) == 1:
-        return f"{centre:+.1f} over none (one seed)"
+        return f"{signed(centre)} over none (one seed)"
     half = stats.t.ppf(0.975, len(seeds) - 1) * stdev(differences) / len(seeds) ** 0.5
-    return f"{centre:+.1f} over none ({centre - half:+.1f} to {centre + half:+.1f}: 95 % over {len(seeds)} seeds)"
+    interval = f"{signed(centre - half)} to {signed(centre + half)}"
+    return f"{signed(centre)} over none ({interval}: 95 % over {len(seeds)} seeds)"

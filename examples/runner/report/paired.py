@@ -8,6 +8,8 @@ from statistics import mean
 
 from scipy import stats
 
+from runner.report.signed import signed
+
 
 @dataclass(frozen=True)
 class Paired:
@@ -49,5 +51,5 @@ def gain_in_words(without: Sequence[float], with_mix: Sequence[float]) -> str:
     if found is None:
         return ""
     if found.low is None:
-        return f"{found.gain:+.2f}"
-    return f"{found.gain:+.2f} ({found.low:+.2f} to {found.high:+.2f}, p = {found.p_t:.2g})"
+        return signed(found.gain, 2)
+    return f"{signed(found.gain, 2)} ({signed(found.low, 2)} to {signed(found.high, 2)}, p = {found.p_t:.2g})"

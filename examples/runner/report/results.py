@@ -17,6 +17,7 @@ from runner.pace import Pace
 from runner.report.board import Board
 from runner.report.conclusion import conclude
 from runner.report.plots import COLOURS, CONTROLS, draw_comparison, draw_curves
+from runner.report.signed import signed
 from runner.settings import Settings
 from runner.state.checkpoint import naming, read_checkpoint, refuse_differences
 from runner.state.experiment import Experiment
@@ -172,7 +173,7 @@ def format_table(
                 average - summary["none"][metric][0] if "none" in summary and mix not in ("none", *CONTROLS) else None
             )
             deviations = f" +- {deviation:.2f}" if seeds[mix] > 1 else ""
-            row += [f"{average:.2f}{deviations}", "" if gain is None else f"{gain:+.2f}"]
+            row += [f"{average:.2f}{deviations}", "" if gain is None else signed(gain, 2)]
         rows.append(row)
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from runner.errors import Refused
 from runner.report.paired import paired, sign_test
+from runner.report.signed import signed
 from runner.state.checkpoint import naming
 from runner.state.files import write_atomically, write_text
 
@@ -119,13 +120,9 @@ def _gain(one: dict[int, float], other: dict[int, float]) -> str:
     if found is None:
         return "no seed in common"
     if found.low is None:
-        return _signed(found.gain)
-    interval = f"{_signed(found.gain)} ({_signed(found.low)} to {_signed(found.high)})"
+        return signed(found.gain)
+    interval = f"{signed(found.gain)} ({signed(found.low)} to {signed(found.high)})"
     return f"**{interval}**" if found.low > 0 or found.high < 0 else interval
-
-
-def _signed(points: float) -> str:
-    return f"{round(points, 1) + 0.0:+.1f}"  # -0.0 + 0.0 is 0.0
 
 
 def compare(found: dict[str, dict[str, float]], one: str, other: str) -> str:
@@ -135,8 +132,8 @@ def compare(found: dict[str, dict[str, float]], one: str, other: str) -> str:
     spread = f" ± {stdev(differences):.1f}" if len(differences) > 1 else ""
     return (
         f"{one} is ahead of {other} on {ahead} of {len(found)} tables and behind on {behind} "
-        f"(sign test p = {sign_test(ahead, behind):.2g}; {_signed(mean(differences))}{spread} points, "
-        f"worst {_signed(min(differences))})"
+        f"(sign test p = {sign_test(ahead, behind):.2g}; {signed(mean(differences))}{spread} points, "
+        f"worst {signed(min(differences))})"
     )
 
 
