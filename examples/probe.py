@@ -8,46 +8,19 @@ python examples/probe.py CHECKPOINT --labels 0.01 0.1 --fine-tune
 from __future__ import annotations
 
 import argparse
-import copy
 import json
-from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
 
-import torch
-import torch.nn.functional as F
-from runner.data.dataset import Dataset, draw_labels, take
+from runner.data.dataset import draw_labels
 from runner.device import pick_device
 from runner.errors import one_line_errors
 from runner.evaluate import extract_features, linear_probe, nearest_neighbours
+from runner.fine_tuning import fine_tune, steps_per_epoch
 from runner.options import add_saved_options
 from runner.state.files import write_text
 from runner.state.place import refuse_unwritable
 from runner.state.saved import open_run
-from torch import Tensor, nn
-
-
-def fine_tune(
-    encoder: nn.Module, data: Dataset, to_input: Callable[[Tensor], Tensor], rows: Tensor, epochs: int, rate: float
-) -> float:
-    """Train encoder and classifier on the labelled rows; return the accuracy on the test rows."""
-    torch.manual_seed(0)
-    net = nn.Sequential(copy.deepcopy(encoder), nn.Linear(encoder.features, len(data.classes))).to(rows.device)
-    batch = min(128, len(rows))
-    steps = epochs * (len(rows) // batch)
-    optimizer = torch.optim.SGD(net.parameters(), lr=rate, momentum=0.9, nesterov=True, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
-    net.train()
-    for _ in range(epochs):
-        order = rows[torch.randperm(len(rows)).to(rows.device)]
-        for some in order[: len(rows) // batch * batch].split(batch):
-            loss = F.cross_entropy(net(to_input(take(data.train_x, some).to(some.device))), data.train_y[some])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-    logits = extract_features(net, data.test_x, to_input)
-    return (logits.argmax(1) == data.test_y).double().mean().item()
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -82,7 +55,8 @@ def main(argv: list[str] | None = None) -> None:
             cell = {"rows": len(draws[0]), "probe_accuracy": mean(probes)}
             print(f"linear probe, {100 * share:5.4g} %  {100 * cell['probe_accuracy']:6.2f}   ({len(draws[0])} labels)")
             if args.fine_tune:
-                tuned = [fine_tune(encoder, data, to_input, rows, args.epochs, args.lr) for rows in draws]
+                steps = args.epochs * steps_per_epoch(len(draws[0]))
+                tuned = [fine_tune(encoder, data, to_input, rows, steps=steps, rate=args.lr) for rows in draws]
                 cell["fine_tuned_accuracy"] = mean(tuned)
                 print(f"fine-tuned,   {100 * share:5.4g} %  {100 * cell['fine_tuned_accuracy']:6.2f}")
             found["labels"][str(share)] = cell

@@ -5,6 +5,7 @@ python examples/reproduce.py 3 --scale gpu --download               # all of Tab
 python examples/reproduce.py ablation --over width --scale cpu
 python examples/reproduce.py transfer --rows cifar10-npair --to cifar100 --labels 0.01 0.1
 python examples/reproduce.py tables --path DIR --seeds 3             # all tables of a folder, each against each
+python examples/reproduce.py tables --path DIR --labels 0.01 0.1 0.25
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from runner import few_labels
 from runner.data.dataset import Dataset
 from runner.data.files import IMAGENETS
 from runner.device import pick_device
 from runner.domain import Domain, Task
 from runner.errors import Refused, one_line_errors
-from runner.many_tables import find_tables, judge_all, open_bench, write_page
+from runner.few_labels import FewLabels
+from runner.many_tables import Bench, find_tables, judge_all, open_bench, write_page
 from runner.paper import METHOD_NAMES, MIXES, SCALES, TABLES, Row, recipe
 from runner.ranks import barrier, is_main
 from runner.report.paired import gain_in_words
@@ -102,6 +105,8 @@ def main(argv: list[str] | None = None) -> None:
     """Run what is not done yet, and report."""
     args = _parse(argv)
     with one_line_errors():
+        if not all(0 < share <= 1 for share in args.labels or ()):
+            raise Refused(f"--labels {args.labels}: wanted shares between 0 and 1")
         report = {"ablation": ablation, "transfer": transfer, "tables": many_tables}.get(args.table, table)
         report(args)
 
@@ -126,15 +131,14 @@ def table(args: argparse.Namespace) -> None:
 
 def transfer(args: argparse.Namespace) -> None:
     """Pretrain on the data of a row of Table 1; probe on those of ``--to``, with the shares of ``--labels``."""
-    if not all(0 < share <= 1 for share in args.labels):
-        raise Refused(f"--labels {args.labels}: wanted shares between 0 and 1")
+    shares = args.labels or [1.0]
     folder, title = args.out / f"transfer-{args.scale}", _title(args, "Transfer")
     lines: list[dict[str, Any]] = []
     judged: list[tuple[Row, SavedRuns, list[dict[str, Any]]]] = []
     for row in _choose(TABLES["1"], args.rows or ["cifar10-npair"]):
         for target in args.to or [row.data]:
             saved = SavedRuns(row.domain, args.path.get(target, target), args.data_root, pick_device(args.device))
-            of_target = [_transfer_line(row, target, share) for share in args.labels]
+            of_target = [_transfer_line(row, target, share) for share in shares]
             lines += of_target
             judged.append((row, saved, of_target))
     for seed in range(args.seeds):
@@ -206,23 +210,41 @@ def ablation(args: argparse.Namespace) -> None:
 
 def many_tables(args: argparse.Namespace) -> None:
     """All tables of a folder: in which of the ways the features are ahead, and on how many."""
+    method = args.changes.get("method", "npair")
+    folder = args.out / f"tables-{method}"
+    title = f"{METHOD_NAMES.get(method, method)} on tables"
+    label = args.label or "class"
+    recipe = {"method": method, "label": label, **args.changes}
+    paths = _tables(args)
+
+    def open_table(path: Path) -> Bench:
+        options = [word for name, value in args.changes.items() for word in (f"--{name}", value)]
+        return open_bench(path, label, folder / path.stem, [*options, "--device", args.device])
+
+    if args.labels:
+        few = folder / "few-labels"  # beside the networks, which both share
+        report = WinReport(few, f"{title}, few labels", recipe={**recipe, "labels": args.labels})
+        judge_all(
+            paths,
+            args.seeds,
+            lambda path: FewLabels(*open_table(path).prepared["default"], args.labels),
+            report,
+            few_labels.arms_of,
+        )
+        folder, page = few, few_labels.write_page(few, report, args.labels)
+    else:
+        report = WinReport(folder, title, recipe=recipe)
+        judge_all(paths, args.seeds, open_table, report)
+        page = write_page(folder, report)
+    print(f"\n{page}\n{', '.join(str(path) for path in sorted(folder.glob('*.*')))}")
+
+
+def _tables(args: argparse.Namespace) -> list[Path]:
+    """The tables of the folder, or those of them that were asked for."""
     paths = find_tables(Path(args.path["tables"]))
     if unknown := set(args.rows or ()) - {path.stem for path in paths}:
         raise Refused(f"--rows {min(unknown)}: no such table in {args.path['tables']}")
-    paths = [path for path in paths if path.stem in (args.rows or path.stem)]
-    method = args.changes.get("method", "npair")
-    folder = args.out / f"tables-{method}"
-    options = [word for name, value in args.changes.items() for word in (f"--{name}", value)]
-    title = f"{METHOD_NAMES.get(method, method)} on tables"
-    label = args.label or "class"
-    report = WinReport(folder, title, recipe={"method": method, "label": label, **args.changes})
-    judge_all(
-        paths,
-        args.seeds,
-        lambda path: open_bench(path, label, folder / path.stem, [*options, "--device", args.device]),
-        report,
-    )
-    print(f"\n{write_page(folder, report)}\n{', '.join(str(path) for path in sorted(folder.glob('*.*')))}")
+    return [path for path in paths if path.stem in (args.rows or path.stem)]
 
 
 def _measure(args: argparse.Namespace, folder: Path, title: str, cells: list[Cell]) -> list[dict[str, Any]]:
@@ -412,7 +434,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     option("--values", nargs="+", metavar="V", help="ablation: its values")
     option("--controls", action="store_true", help="of a table: also judge the raw input and the untrained network")
     option("--to", nargs="+", metavar="DATA", help="transfer: the data to probe (default: the row's own)")
-    option("--labels", nargs="+", type=float, metavar="SHARE", help="transfer: of the labels (default: 1)")
+    option("--labels", nargs="+", type=float, metavar="SHARE", help="transfer, tables: of the labels (default: all)")
     option("--change", nargs="+", default=[], metavar="OPTION=VALUE", help="of the recipes, such as epochs=60")
     option("--path", action="append", default=[], metavar="DATA=PATH", help="where a data set lies; of tables, DIR")
     option("--label", metavar="COLUMN", help="tables: the column that holds the class (default: class)")
@@ -423,13 +445,10 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.seeds < 1:
         parser.error(f"--seeds {args.seeds}: wanted one or more")
-    for name, kind in (
-        *(("over", "ablation"), ("values", "ablation"), ("label", "tables")),
-        *(("to", "transfer"), ("labels", "transfer")),
-    ):
-        if getattr(args, name) and args.table != kind:
-            parser.error(f"--{name}: only for {kind}")
-    args.labels = args.labels or [1.0]
+    only = {"over": ("ablation",), "values": ("ablation",), "label": ("tables",), "to": ("transfer",)}
+    for name, kinds in {**only, "labels": ("transfer", "tables")}.items():
+        if getattr(args, name) and args.table not in kinds:
+            parser.error(f"--{name}: only for {' and '.join(kinds)}")
     if args.table == "tables":
         if len(args.path) != 1:
             parser.error("--path: wanted the folder of the tables")

@@ -23,10 +23,15 @@ def raw_input(task: Task, probe: str) -> dict[str, Any]:
 
 def untrained(task: Task, seed: int, batch_size: int, device: torch.device, probe: str) -> dict[str, Any]:
     """Judge the features of the weights that a run with this seed begins with, batch statistics settled."""
+    return evaluate(untrained_encoder(task, seed, batch_size, device), task.data, task.to_input, probe)
+
+
+def untrained_encoder(task: Task, seed: int, batch_size: int, device: torch.device) -> nn.Module:
+    """The weights that a run with this seed begins with, batch statistics settled."""
     torch.manual_seed(seed)
     encoder = task.build_encoder().to(device)
     settle_statistics(encoder, task, batch_size, device)
-    return evaluate(encoder, task.data, task.to_input, probe)
+    return encoder
 
 
 class Raw(nn.Module):

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from sklearn.ensemble import HistGradientBoostingClassifier
@@ -49,6 +49,10 @@ class Bench:
     path: Path
     prepared: dict[str, tuple[Settings, Task]]  # by augmentation
 
+    def describe(self) -> dict[str, Any]:
+        """How large the table is, and of what kinds."""
+        return describe(self.prepared["default"][1])
+
     def judge(self, arm: str, seed: int) -> dict[str, Metrics]:
         """Return the accuracies of an arm, and of what comes along with it."""
         settings, task = self.prepared["default"]
@@ -90,17 +94,38 @@ def open_bench(path: Path, label: str, out: Path, options: list[str]) -> Bench:
     return Bench(path, prepared)
 
 
-def judge_all(paths: list[Path], seeds: int, open_table: Callable[[Path], Bench], report: WinReport) -> None:
+class Judged(Protocol):
+    """A table that is ready to be judged."""
+
+    def describe(self) -> dict[str, Any]:
+        """How large it is."""
+
+    def judge(self, arm: str, seed: int) -> dict[str, Metrics]:
+        """Return what was found of an arm, and of what comes along with it."""
+
+
+def arms_of(table: str, seed: int, report: WinReport) -> list[str]:
+    """What has not been judged yet; what comes along with others, or depends on no seed, is not asked for."""
+    arms = [arm for arm in ARMS if arm != JOINED and (seed == 0 or arm not in ONCE)]
+    return [arm for arm in arms if not report.has(table, arm, seed)]
+
+
+def judge_all(
+    paths: list[Path],
+    seeds: int,
+    open_table: Callable[[Path], Judged],
+    report: WinReport,
+    missing: Callable[[str, int, WinReport], list[str]] = arms_of,
+) -> None:
     """Judge what the report lacks, a seed of all tables before the next seed of any, and save each arm at once."""
     for seed in range(seeds):
-        arms = [arm for arm in ARMS if arm != JOINED and (seed == 0 or arm not in ONCE)]
         for path in paths:
-            missing = [arm for arm in arms if not report.has(path.stem, arm, seed)]
-            if not missing:
+            arms = missing(path.stem, seed, report)
+            if not arms:
                 continue
             bench = open_table(path)
-            report.describe(path.stem, describe(bench.prepared["default"][1]))
-            for arm in missing:
+            report.describe(path.stem, bench.describe())
+            for arm in arms:
                 report.add(path.stem, seed, bench.judge(arm, seed))
 
 
@@ -116,11 +141,11 @@ def describe(task: Task) -> dict[str, Any]:
     }
 
 
-def boost(task: Task, seed: int) -> Metrics:
+def boost(task: Task, seed: int, **options: Any) -> Metrics:
     """Gradient boosting on the raw columns with all labels: what a table is usually given."""
     data = task.data
     train, test = data.train_x.cpu().numpy(), data.test_x.cpu().numpy()
-    model = HistGradientBoostingClassifier(random_state=seed).fit(train, data.train_y.cpu().numpy())
+    model = HistGradientBoostingClassifier(random_state=seed, **options).fit(train, data.train_y.cpu().numpy())
     return {"probe_accuracy": model.score(test, data.test_y.cpu().numpy())}
 
 

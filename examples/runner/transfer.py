@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from runner.controls import Raw, settle_statistics
+from runner.controls import Raw, untrained_encoder
 from runner.data.dataset import Dataset, draw_labels, keep_rows, thin
 from runner.evaluate import evaluate
 from runner.state.checkpoint import read_checkpoint
@@ -32,9 +32,7 @@ class SavedRuns:
         if control == "raw":
             encoder = Raw()
         elif control == "untrained":
-            torch.manual_seed(seed)
-            encoder = task.build_encoder().to(self._device)
-            settle_statistics(encoder, task, min(config["batch_size"], len(task.data.train_y)), self._device)
+            encoder = untrained_encoder(task, seed, min(config["batch_size"], len(task.data.train_y)), self._device)
         return {"seed": seed, "labels": len(data.train_y), "metrics": evaluate(encoder, data, task.to_input, probe)}
 
     def _load(self, config: Mapping[str, Any]) -> Dataset:

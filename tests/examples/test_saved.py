@@ -10,6 +10,7 @@ import probe
 import pytest
 import tabular
 import torch
+from runner.data.dataset import draw_labels
 from runner.data.tabular import load_tabular
 from runner.encoders import TabularMLP
 from sklearn.datasets import load_digits
@@ -41,10 +42,10 @@ def test_probe_finds_what_the_run_found(trained, tmp_path):
 def test_draw_labels_takes_a_share_of_every_class():
     y = torch.arange(300) % 3
     y[:5] = 3
-    rows = probe.draw_labels(y, 0.1, seed=0)
+    rows = draw_labels(y, 0.1, seed=0)
     assert torch.bincount(y[rows]).tolist() == [10, 10, 10, 1]
     assert len(rows.unique()) == len(rows)
-    assert not torch.equal(rows, probe.draw_labels(y, 0.1, seed=1))
+    assert not torch.equal(rows, draw_labels(y, 0.1, seed=1))
 
 
 def test_embed_writes_features_and_weights(trained, tmp_path):

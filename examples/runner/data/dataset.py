@@ -82,7 +82,10 @@ def subsample(data: Dataset, data_fraction: float, class_fraction: float) -> Dat
 
 
 def draw_labels(y: Tensor, share: float, seed: int) -> Tensor:
-    """Rows that keep their label: this share of every class, one row at least."""
+    """Rows that keep their label: this share of every class, one row at least.
+
+    What is drawn for a share is among what the same seed draws for a larger one.
+    """
     generator = torch.Generator().manual_seed(seed)
     rows = []
     for label in y.unique():
