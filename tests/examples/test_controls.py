@@ -31,8 +31,8 @@ def test_a_table_begins_with_its_controls(runs, tmp_path, capsys):
     raw, untrained, _ = (one["metrics"] for one in found["controls"])
     data = load_tabular("digits")
     peer = KNeighborsClassifier(20, metric="cosine", weights=lambda distance: np.exp(-distance / 0.07))
-    peer.fit(data.train_x, data.train_y)
-    assert raw["knn_accuracy"] == pytest.approx(peer.score(data.test_x, data.test_y), abs=0.003)
+    peer.fit(data.train_x.numpy(), data.train_y.numpy())
+    assert raw["knn_accuracy"] == pytest.approx(peer.score(data.test_x.numpy(), data.test_y.numpy()), abs=0.003)
     assert raw["probe_accuracy"] > 0.9
     assert 0.5 < untrained["probe_accuracy"] < 1
     printed = capsys.readouterr().out

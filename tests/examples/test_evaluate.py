@@ -20,10 +20,10 @@ def blobs():
 def test_logistic_regression_is_scikit_learns(blobs, strength):
     x, y, *_ = blobs
     weights = fit_logistic(x.double().float(), y, 4, strength)
-    peer = LogisticRegression(C=1 / (strength * len(x)), tol=1e-8, max_iter=1000).fit(x.double(), y)
+    peer = LogisticRegression(C=1 / (strength * len(x)), tol=1e-8, max_iter=1000).fit(x.double().numpy(), y.numpy())
     np.testing.assert_allclose(weights[:-1] - weights[:-1].mean(1, keepdim=True), peer.coef_.T, atol=5e-3)
     logits = x @ weights[:-1] + weights[-1]
-    np.testing.assert_allclose(logits.softmax(1), peer.predict_proba(x), atol=2e-3)
+    np.testing.assert_allclose(logits.softmax(1), peer.predict_proba(x.numpy()), atol=2e-3)
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(60, 30), (1000, 500)])
@@ -44,9 +44,9 @@ def test_strength_is_the_one_that_is_right_on_most_held_out_rows(rows, columns):
         for held in (fold == one for one in range(int(fold.max()) + 1)):
             train = ~held
             peer = LogisticRegression(C=1 / (strength * int(train.sum())), tol=1e-8, max_iter=1000).fit(
-                x[train], y[train]
+                x[train].numpy(), y[train].numpy()
             )
-            found += list(peer.predict(x[held]) == y[held].numpy())
+            found += list(peer.predict(x[held].numpy()) == y[held].numpy())
         right[strength] = sum(found)
     assert len(set(right.values())) > 2
     assert right[choose_strength(x, y, 2)] >= max(right.values()) - 1  # a row on the border
@@ -78,8 +78,8 @@ def test_nearest_neighbours_are_scikit_learns(blobs):
     def weights(distance):
         return np.exp(-distance / 0.07)
 
-    peer = KNeighborsClassifier(20, metric="cosine", weights=weights).fit(x, y)
-    assert nearest_neighbours(x, y, test, test_y) == pytest.approx(peer.score(test, test_y))
+    peer = KNeighborsClassifier(20, metric="cosine", weights=weights).fit(x.numpy(), y.numpy())
+    assert nearest_neighbours(x, y, test, test_y) == pytest.approx(peer.score(test.numpy(), test_y.numpy()))
 
 
 def test_features_are_those_of_evaluation_mode():
