@@ -17,6 +17,7 @@ from imix_aug import (
     VirtualLabels,
     imix_nce_loss,
     imix_ntxent_loss,
+    imix_sigmoid_loss,
     imix_supcon_loss,
 )
 from imix_aug._keys import ranks as imix_distributed
@@ -426,7 +427,8 @@ def test_exchange_and_sum_is_a_reduce_scatter(worlds):
 
 def test_one_process_without_torch_distributed_needs_no_group():
     query, key = torch.randn(4, 3), torch.randn(4, 3)
-    assert torch.equal(imix_nce_loss(query, key, gather_distributed=True), imix_nce_loss(query, key))
+    for loss in (imix_nce_loss, imix_sigmoid_loss):
+        assert torch.equal(loss(query, key, gather_distributed=True), loss(query, key))
     queue = NegativeQueue(8, 3)
     queue.enqueue(key, gather_distributed=True)
     assert torch.equal(queue.negatives, key)

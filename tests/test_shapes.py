@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from imix_aug import VirtualLabels, imix_clip_loss, imix_nce_loss, imix_sigmoid_loss
-from imix_aug._cross_entropy import both, node, operator, plain, softplus
+from imix_aug._cross_entropy import blocked, both, node, operator, plain, softplus
 
 LOSSES = {"nce": imix_nce_loss, "clip": imix_clip_loss, "sigmoid": imix_sigmoid_loss}
 OPERATORS = {
@@ -29,6 +29,7 @@ def test_what_is_said_without_values_is_what_is_computed(loss, reduction, wants,
 
         return call
 
+    monkeypatch.setattr(blocked, "_HAS_BFLOAT16_UNITS", True)
     for each in (node, plain):
         monkeypatch.setattr(each, "readable", lambda *tensors: False)
     operators = [each._operator for each in OPERATORS[loss]]
