@@ -114,23 +114,23 @@ TABLE_GAINS = (
 REPORT = json.loads((ROOT / "docs" / "figures" / "tables.json").read_text(encoding="utf-8"))
 
 
-def by_seed(metric):
+def by_seed(metric, report=REPORT):
     """In percent, by table, arm and seed."""
     found = defaultdict(lambda: defaultdict(dict))
-    for cell in REPORT["cells"]:
+    for cell in report["cells"]:
         if metric in cell:
             found[cell["table"]][cell["arm"]][cell["seed"]] = 100 * cell[metric]
     return found
 
 
-def section():
+def section(title="## Tables of one's own"):
     page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-    return page.split("## Tables of one's own")[1].split("\n### ")[0]
+    return page.split(f"\n{title}\n")[1].split("\n### ")[0]
 
 
-def rows_of(first):
-    """The rows of each table of the section whose header begins so."""
-    blocks = re.findall(rf"^\| table \| {first}.*\n\| ---.*\n((?:\|.*\n)+)", section(), re.MULTILINE)
+def rows_of(first, text):
+    """The rows of each table of a section whose header begins so."""
+    blocks = re.findall(rf"^\| table \| {first}.*\n\| ---.*\n((?:\|.*\n)+)", text, re.MULTILINE)
     return [
         {
             cells[0]: cells[1:]
@@ -151,17 +151,20 @@ def test_every_way_has_its_seeds_on_every_table():
 
 
 def test_accuracies_on_tables():
-    for shown, (metric, arms) in zip(rows_of("raw"), TABLE_METRICS.items(), strict=True):
-        found = by_seed(metric)
-        assert list(shown) == [*sorted(found), "mean"]
-        averages = {table: [mean(found[table][arm].values()) for arm in arms] for table in found}
-        averages["mean"] = [mean(column) for column in zip(*averages.values(), strict=True)]
-        for table, cells in shown.items():
-            assert cells == [f"{value:.1f}" for value in averages[table]]
+    for shown, (metric, arms) in zip(rows_of("raw", section()), TABLE_METRICS.items(), strict=True):
+        check_accuracies(shown, by_seed(metric), arms)
+
+
+def check_accuracies(shown, found, arms):
+    assert list(shown) == [*sorted(found), "mean"]
+    averages = {table: [mean(found[table][arm].values()) for arm in arms] for table in found}
+    averages["mean"] = [mean(column) for column in zip(*averages.values(), strict=True)]
+    for table, cells in shown.items():
+        assert cells == [f"{value:.1f}" for value in averages[table]]
 
 
 def test_gains_on_tables():
-    (shown,) = rows_of("i-Mix over none")
+    (shown,) = rows_of("i-Mix over none", section())
     found = by_seed("probe_accuracy")
     assert list(shown) == sorted(found)
     for table, cells in shown.items():
@@ -175,19 +178,95 @@ def test_gains_on_tables():
 
 
 def test_sign_tests_over_tables():
-    words = " ".join(section().split())
+    by_metric = section().split("Nearest neighbours")
+    for part, metric in zip((by_metric[0], " ".join(by_metric[1:])), TABLE_METRICS, strict=True):
+        check_sign_tests(part, by_seed(metric), count={"probe_accuracy": 6, "knn_accuracy": 4}[metric])
+
+
+def check_sign_tests(text, found, count):
+    """Compare all lines that say on how many tables one way is ahead of another."""
     pattern = (
         r"- ([^|]+?) is ahead of ([^|]+?) on (\d+) of (\d+) tables and behind on (\d+) "
         r"\(sign test p = ([\d.e-]+); ([+-]?[\d.]+) ± ([\d.]+) points, worst ([+-]?[\d.]+)\)"
     )
-    by_metric = words.split("Nearest neighbours")
-    for part, metric in zip((by_metric[0], " ".join(by_metric[1:])), TABLE_METRICS, strict=True):
-        found, lines = by_seed(metric), re.findall(pattern, part)
-        assert len(lines) == {"probe_accuracy": 6, "knn_accuracy": 4}[metric]
-        for one, other, ahead, tables, behind, p, average, spread, worst in lines:
-            gains = [mean(ways[one].values()) - mean(ways[other].values()) for ways in found.values()]
+    lines = re.findall(pattern, " ".join(text.split()))
+    assert len(lines) == count
+    for one, other, ahead, tables, behind, p, average, spread, worst in lines:
+        gains = [mean(ways[one].values()) - mean(ways[other].values()) for ways in found.values()]
+        counts = sum(round(gain, 2) > 0 for gain in gains), sum(round(gain, 2) < 0 for gain in gains)
+        assert (int(ahead), int(behind), int(tables)) == (*counts, len(gains))
+        assert float(p) == pytest.approx(stats.binomtest(counts[0], sum(counts)).pvalue, rel=0.06)
+        written = [float(number) for number in (average, spread, worst)]
+        assert written == pytest.approx([mean(gains), stdev(gains), min(gains)], abs=0.051)
+
+
+FEW = json.loads((ROOT / "docs" / "figures" / "few_labels.json").read_text(encoding="utf-8"))
+SHARES = FEW["recipe"]["labels"]
+FEW_ARMS = (
+    *("raw columns", "gradient boosting", "untrained, probe", "from scratch"),
+    *("none, probe", "none, fine-tuned", "i-Mix, probe", "i-Mix, fine-tuned"),
+)
+
+
+def with_few_labels(share):
+    """The mean over the seeds in percent, by arm and table."""
+    found = defaultdict(lambda: defaultdict(list))
+    for cell in FEW["cells"]:
+        found[cell["arm"]][cell["table"]].append(100 * cell[str(share)])
+    return {arm: {table: mean(values) for table, values in tables.items()} for arm, tables in found.items()}
+
+
+def rows_below(header):
+    """The rows of the table whose header begins so, by their first cell."""
+    (block,) = re.findall(rf"^\| {header}.*\n\| ---.*\n((?:\|.*\n)+)", section("### Few labels"), re.MULTILINE)
+    cells = [[cell.strip().replace("*", "") for cell in line.strip("|").split("|")] for line in block.splitlines()]
+    return {row[0]: row[1:] for row in cells}
+
+
+def test_few_labels_are_of_the_same_tables_seed_by_seed():
+    seeds = {cell["seed"] for cell in FEW["cells"]}
+    wanted = {(table, arm, seed) for table in REPORT["tables"] for arm in FEW_ARMS for seed in seeds}
+    assert {(cell["table"], cell["arm"], cell["seed"]) for cell in FEW["cells"]} == wanted
+    assert len(FEW["cells"]) == len(wanted)
+    assert seeds == set(range(len(seeds)))
+    assert all(
+        FEW["tables"][name]["training_rows"] == sizes["training_rows"] for name, sizes in REPORT["tables"].items()
+    )
+
+
+def test_accuracies_with_few_labels():
+    shown = rows_below("mean of 15 tables")
+    assert tuple(shown) == FEW_ARMS
+    for column, share in enumerate(SHARES):
+        found = with_few_labels(share)
+        for arm, cells in shown.items():
+            assert cells[column] == f"{mean(found[arm].values()):.1f}"
+
+
+def test_leads_with_few_labels():
+    shown = rows_below(r"table \| labels")
+    pairs = [
+        ("i-Mix, probe", other) for other in ("raw columns", "gradient boosting", "untrained, probe", "none, probe")
+    ]
+    pairs.append(("i-Mix, fine-tuned", "from scratch"))
+    found = [with_few_labels(share) for share in SHARES]
+    assert list(shown) == sorted(REPORT["tables"])
+    for table, (labels, *cells) in shown.items():
+        assert labels == ", ".join(str(FEW["tables"][table]["labels"][str(share)]) for share in SHARES)
+        for cell, (one, other) in zip(cells, pairs, strict=True):
+            wanted = [ways[one][table] - ways[other][table] for ways in found]
+            assert [float(number) for number in cell.split(", ")] == pytest.approx(wanted, abs=0.051)
+
+
+def test_sign_tests_with_few_labels():
+    shown = rows_below("ahead : behind of 15 tables")
+    for pair, cells in shown.items():
+        one, other = pair.split(" over ")
+        for cell, share in zip(cells, SHARES, strict=True):
+            found = with_few_labels(share)
+            gains = [found[one][table] - found[other][table] for table in found[one]]
             counts = sum(round(gain, 2) > 0 for gain in gains), sum(round(gain, 2) < 0 for gain in gains)
-            assert (int(ahead), int(behind), int(tables)) == (*counts, len(gains))
+            ahead, behind, gain, p = re.fullmatch(r"(\d+) : (\d+), ([+-]?[\d.]+), p = ([\d.e-]+)", cell).groups()
+            assert (int(ahead), int(behind)) == counts
+            assert float(gain) == pytest.approx(mean(gains), abs=0.051)
             assert float(p) == pytest.approx(stats.binomtest(counts[0], sum(counts)).pvalue, rel=0.06)
-            written = [float(number) for number in (average, spread, worst)]
-            assert written == pytest.approx([mean(gains), stdev(gains), min(gains)], abs=0.051)
