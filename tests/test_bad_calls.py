@@ -1,5 +1,7 @@
 """Wrong calls of the public functions: each ends in one ValueError or TypeError that names the argument."""
 
+import inspect
+
 import pytest
 import torch
 from torch import nn
@@ -11,6 +13,7 @@ from imix_aug import (
     NegativeQueue,
     VirtualLabels,
     imix_byol_loss,
+    imix_clip_loss,
     imix_nce_loss,
     imix_ntxent_loss,
     imix_sigmoid_loss,
@@ -36,7 +39,6 @@ ROW_MISTAKES = [
 PAIR_MISTAKES = [
     *ROW_MISTAKES,
     ("another dtype", ROWS.double()),
-    ("double precision", ROWS.double()),
     ("another device", META),
     ("more rows", torch.ones(N + 1, D)),
     ("a single row, which would broadcast", ROWS[:1]),
@@ -81,6 +83,12 @@ OPTION_MISTAKES = [
     ("negatives", "another dtype", ROWS.double()),
     ("negatives", "integers", ROWS.long()),
     ("negatives", "another device", META),
+    ("hard_negatives", "a matrix", ROWS),
+    ("hard_negatives", "other rows", torch.ones(N + 1, 2, D)),
+    ("hard_negatives", "none per row", torch.ones(N, 0, D)),
+    ("hard_negatives", "more columns", torch.ones(N, 2, D + 1)),
+    ("hard_negatives", "another dtype", torch.ones(N, 2, D, dtype=torch.float64)),
+    ("hard_negatives", "another device", torch.ones(N, 2, D, device="meta")),
     ("normalize", "None", None),
     ("normalize", "an int", 1),
     ("normalize", "a string", "l2"),
@@ -91,15 +99,23 @@ OPTION_MISTAKES = [
     ("gather_distributed", "None", None),
     ("process_group", "a group that is not used", object()),
 ]
-CLASS_MISTAKES = [
+INTEGER_MISTAKES = [
     ("a list", CLASSES.tolist()),
-    ("None", None),
     ("floats", CLASSES.float()),
     ("booleans", CLASSES.bool()),
     ("more rows", torch.zeros(N + 1, dtype=torch.int64)),
     ("one, which would broadcast", CLASSES[:1]),
     ("one-hot", torch.zeros(N, 3, dtype=torch.int64)),
     ("another device", CLASSES.to("meta")),
+]
+WEIGHT_MISTAKES = [
+    ("a list", [1.0] * N),
+    ("a number", 1.0),
+    ("integers", CLASSES),
+    ("more rows", torch.ones(N + 1)),
+    ("one, which would broadcast", torch.ones(1)),
+    ("a column", torch.ones(N, 1)),
+    ("another device", torch.ones(N, device="meta")),
 ]
 
 CALLS = {
@@ -108,6 +124,7 @@ CALLS = {
         imix_ntxent_loss,
         {"query_1": ROWS, "query_2": ROWS, "key_1": ROWS, "key_2": ROWS, "labels": LABELS},
     ),
+    "clip": (imix_clip_loss, {"query": ROWS, "key": ROWS}),
     "supcon": (imix_supcon_loss, {"query": ROWS, "key": ROWS, "classes": CLASSES}),
     "sigmoid": (imix_sigmoid_loss, {"query": ROWS, "key": ROWS}),
     "byol": (imix_byol_loss, {"prediction": ROWS, "target": ROWS}),
@@ -122,9 +139,13 @@ def loss_cases():
         ]
         mistakes += [(argument, *mistake) for argument in others for mistake in PAIR_MISTAKES]
         mistakes += [("labels", *mistake) for mistake in LABEL_MISTAKES]
-        if name == "supcon":
-            mistakes += [("classes", *mistake) for mistake in CLASS_MISTAKES]
-        known = ("normalize", "reduction") if name == "byol" else [argument for argument, *_ in OPTION_MISTAKES]
+        known = inspect.signature(function).parameters
+        per_row = {
+            "classes": [*INTEGER_MISTAKES, ("None", None)],
+            "ids": INTEGER_MISTAKES,
+            "weight": WEIGHT_MISTAKES,
+        }
+        mistakes += [(argument, *mistake) for argument in per_row if argument in known for mistake in per_row[argument]]
         mistakes += [mistake for mistake in OPTION_MISTAKES if mistake[0] in known]
         for argument, what, wrong in mistakes:
             if (name, argument, what) == ("supcon", "key", "None"):
@@ -213,6 +234,17 @@ OTHER_CASES = {
     "IMixLoss: a: integers": ("a", lambda: IMixLoss(nn.MSELoss())(ROWS.long(), ROWS, LABELS)),
     "IMixLoss: b: more columns": ("b", lambda: IMixLoss(nn.MSELoss())(ROWS, torch.ones(N, D + 1), LABELS)),
     "IMixLoss: b: a single row": ("b", lambda: IMixLoss(nn.MSELoss())(ROWS, ROWS[:1], LABELS)),
+    "IMixLoss: a: no rows": ("a", lambda: IMixLoss(nn.MSELoss())(ROWS[:0], ROWS[:0], LABELS)),
+    "IMixLoss: a: a number": ("a", lambda: IMixLoss(nn.MSELoss())(ROWS[0, 0], ROWS[0, 0], LABELS)),
+    "IMixLoss: b: another device": ("b", lambda: IMixLoss(nn.MSELoss())(ROWS, META, LABELS)),
+    "IMixLoss: paired: another device": (
+        "classes",
+        lambda: IMixLoss(lambda a, b, classes: a, paired=("classes",))(ROWS, ROWS, LABELS, classes=CLASSES.to("meta")),
+    ),
+    "clip: labels: a partner twice": (
+        "labels",
+        lambda: imix_clip_loss(ROWS, ROWS.clone(), VirtualLabels(LABELS.lam, torch.zeros_like(LABELS.partner))),
+    ),
     "IMixLoss: logits: too few columns": (
         "logits",
         lambda: IMixLoss(nn.CrossEntropyLoss(), on="logits")(torch.ones(N, N - 1), LABELS),

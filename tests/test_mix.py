@@ -86,6 +86,17 @@ def test_cutmix_per_sample_draws_different_boxes():
     assert len(set(labels.lam.tolist())) > 32
 
 
+def test_cutmix_leaves_alone_what_is_skipped_whatever_its_shape():
+    images, ages = torch.rand(6, 3, 8, 8), torch.arange(6.0)
+    batch, labels = IMix(mode="cutmix", skip="age", generator=torch.Generator().manual_seed(0))(
+        {"x": images, "age": ages}
+    )
+    alone, same = IMix(mode="cutmix", generator=torch.Generator().manual_seed(0))(images)
+    assert batch["age"] is ages
+    assert torch.equal(batch["x"], alone) and not torch.equal(alone, images)
+    assert torch.equal(labels.lam, same.lam)
+
+
 def test_cutmix_boxes_reach_every_pixel():
     bounds, _ = _draw.boxes(torch.rand(20000, generator=generator()) / 2 + 0.5, (5, 7), generator())
     position = torch.cartesian_prod(torch.arange(5), torch.arange(7))
