@@ -242,9 +242,11 @@ def test_transforms_of_torch_func():
     rows = imix_sigmoid_loss(leaf, key, labels, reduction="none")
     with pytest.raises(RuntimeError, match="no batch of gradients"):
         torch.autograd.grad(rows, leaf, torch.eye(5, **DOUBLE), is_grads_batched=True)
-    on_meta = torch.randn(5, 4, device="meta", requires_grad=True)
-    shapes = imix_sigmoid_loss(on_meta, on_meta.detach().clone(), reduction="none")
-    assert torch.autograd.grad(shapes.sum(), on_meta)[0].shape == (5, 4)
+    for dtype in (torch.float32, torch.float16):
+        on_meta = torch.randn(5, 4, dtype=dtype, device="meta", requires_grad=True)
+        shapes = imix_sigmoid_loss(on_meta, on_meta.detach().clone(), reduction="none")
+        assert (shapes.shape, shapes.dtype) == ((5,), torch.float32)
+        assert torch.autograd.grad(shapes.sum(), on_meta)[0].shape == (5, 4)
 
 
 def contrast(rank, size):
