@@ -114,6 +114,9 @@ TABLE_GAINS = (
 REPORT = json.loads((ROOT / "docs" / "figures" / "tables.json").read_text(encoding="utf-8"))
 
 
+MOCO = json.loads((ROOT / "docs" / "figures" / "tables_moco.json").read_text(encoding="utf-8"))
+
+
 def by_seed(metric, report=REPORT):
     """In percent, by table, arm and seed."""
     found = defaultdict(lambda: defaultdict(dict))
@@ -198,6 +201,17 @@ def check_sign_tests(text, found, count):
         assert float(p) == pytest.approx(stats.binomtest(counts[0], sum(counts)).pvalue, rel=0.06)
         written = [float(number) for number in (average, spread, worst)]
         assert written == pytest.approx([mean(gains), stdev(gains), min(gains)], abs=0.051)
+
+
+def test_moco_on_tables():
+    text = section("### MoCo instead of N-pair")
+    (shown,) = rows_of("raw", text)
+    found = by_seed("probe_accuracy", MOCO)
+    check_accuracies(shown, found, ARMS)
+    assert sorted(found) == sorted(REPORT["tables"])
+    by_probe, by_neighbours = text.split("By nearest neighbours")
+    check_sign_tests(by_probe, found, count=6)
+    check_sign_tests(by_neighbours, by_seed("knn_accuracy", MOCO), count=4)
 
 
 FEW = json.loads((ROOT / "docs" / "figures" / "few_labels.json").read_text(encoding="utf-8"))

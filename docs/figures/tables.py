@@ -1,10 +1,11 @@
 """Draw on how many tables which features are ahead of which, and print their figures: `python docs/figures/tables.py`.
 
-The numbers come from `tables.json`, the `report.json` of `examples/reproduce.py tables`.
+The numbers come from `tables.json` and `tables_moco.json`, each the `report.json` of `examples/reproduce.py tables`.
 """
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -12,34 +13,40 @@ from style import save
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 from runner.many_tables import ARMS, DEVELOPMENT, JOINED, METRICS, PAIRS, RAW
-from runner.report.wins import accuracies, compare, draw_matrix_on, gains, means, seeds_of
+from runner.report.wins import Cell, accuracies, compare, draw_matrix_on, gains, means, seeds_of
 
-REPORT = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+METHODS = {"tables": "N-pair", "tables-moco": "MoCo"}  # by the name of the pictures
 GAINS = (("i-Mix", "none"), ("SCARF + i-Mix", "SCARF"), ("i-Mix", RAW), (JOINED, RAW))
-CELLS = [cell for cell in REPORT["cells"] if cell["table"] not in DEVELOPMENT]
 
 
-def draw(ink: str) -> plt.Figure:
+def cells_of(name: str) -> list[Cell]:
+    """What was found on the tables that chose nothing."""
+    path = Path(__file__).with_name(f"{name.replace('-', '_')}.json")
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return [cell for cell in cells if cell["table"] not in DEVELOPMENT]
+
+
+def draw(name: str, ink: str) -> plt.Figure:
     """The win matrix of the linear probe."""
-    figure = plt.figure(figsize=(7.2, 5.6), layout="constrained")
-    draw_matrix_on(
-        figure, f"{REPORT['title']}, linear probe, {seeds_of(CELLS)}", means(CELLS, "probe_accuracy", ARMS), ARMS
-    )
+    figure, cells = plt.figure(figsize=(7.2, 5.6), layout="constrained"), cells_of(name)
+    title = f"{METHODS[name]} on tables, linear probe, {seeds_of(cells)}"
+    draw_matrix_on(figure, title, means(cells, "probe_accuracy", ARMS), ARMS)
     return figure
 
 
-def page() -> str:
+def page(name: str) -> str:
     """Accuracies, sign tests over the tables, and the gains with their intervals over the seeds, in Markdown."""
-    parts = []
-    for metric, (name, arms) in METRICS.items():
-        found = means(CELLS, metric, arms)
+    parts, cells = [METHODS[name]], cells_of(name)
+    for metric, (title, arms) in METRICS.items():
+        found = means(cells, metric, arms)
         pairs = [pair for pair in PAIRS if set(pair) <= set(arms)]
-        parts += [f"{name}, {seeds_of(CELLS)}", accuracies(found, arms)]
+        parts += [f"{title}, {seeds_of(cells)}", accuracies(found, arms)]
         parts.append("\n".join(f"- {compare(found, *pair)}" for pair in pairs))
-    parts.append(gains(CELLS, "probe_accuracy", GAINS))
+    parts.append(gains(cells, "probe_accuracy", GAINS))
     return "\n\n".join(parts)
 
 
 if __name__ == "__main__":
-    print(page())
-    save("tables", draw)
+    for name in METHODS:
+        print(page(name))
+        save(name, partial(draw, name))
