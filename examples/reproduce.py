@@ -135,9 +135,11 @@ def transfer(args: argparse.Namespace) -> None:
     folder, title = args.out / f"transfer-{args.scale}", _title(args, "Transfer")
     lines: list[dict[str, Any]] = []
     judged: list[tuple[Row, SavedRuns, list[dict[str, Any]]]] = []
+    read: dict[tuple[str, str], SavedRuns] = {}  # rows that are probed on the same data share them
     for row in _choose(TABLES["1"], args.rows or ["cifar10-npair"]):
         for target in args.to or [row.data]:
-            saved = SavedRuns(row.domain, args.path.get(target, target), args.data_root, pick_device(args.device))
+            kept = SavedRuns(row.domain, args.path.get(target, target), args.data_root, pick_device(args.device))
+            saved = read.setdefault((row.domain, target), kept)
             of_target = [_transfer_line(row, target, share) for share in shares]
             lines += of_target
             judged.append((row, saved, of_target))
@@ -175,9 +177,8 @@ def _judge_elsewhere(
             line["found"].setdefault(mix, []).append(100 * one["metrics"]["probe_accuracy"])
     if args.controls:
         for line in lines:
-            for control in ("raw", "untrained"):
-                one = saved.judge(checkpoint, line["labels"], seed, probe, control)
-                line["controls"].setdefault(control, []).append({"control": control, **one})
+            one = saved.judge(checkpoint, line["labels"], seed, probe, trained=False)
+            line["controls"].setdefault("untrained", []).append({"control": "untrained", **one})
 
 
 def ablation(args: argparse.Namespace) -> None:
@@ -432,7 +433,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     option("--seeds", type=int, default=1, metavar="S", help="train with the seeds 0 .. S-1 (default: 1)")
     option("--over", choices=tuple(OVER), help="ablation: what to vary")
     option("--values", nargs="+", metavar="V", help="ablation: its values")
-    option("--controls", action="store_true", help="of a table: also judge the raw input and the untrained network")
+    option("--controls", action="store_true", help="also judge the untrained network and, of a table, the raw input")
     option("--to", nargs="+", metavar="DATA", help="transfer: the data to probe (default: the row's own)")
     option("--labels", nargs="+", type=float, metavar="SHARE", help="transfer, tables: of the labels (default: all)")
     option("--change", nargs="+", default=[], metavar="OPTION=VALUE", help="of the recipes, such as epochs=60")

@@ -284,3 +284,82 @@ def test_sign_tests_with_few_labels():
             assert (int(ahead), int(behind)) == counts
             assert float(gain) == pytest.approx(mean(gains), abs=0.051)
             assert float(p) == pytest.approx(stats.binomtest(counts[0], sum(counts)).pvalue, rel=0.06)
+
+
+SERIES = json.loads((ROOT / "docs" / "figures" / "series.json").read_text(encoding="utf-8"))
+WAVES = ("aligned phases", "random phases")
+ON_SERIES = ("raw", "untrained", "same", "same, i-Mix", "jitter", "jitter, i-Mix")
+SERIES_METRICS = {"1-NN": "nn", "linear probe": "probe"}
+
+
+def part(title):
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    return page.split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+def table_rows(text, first):
+    """All rows of the tables whose header begins so, cell by cell, without the header."""
+    blocks = re.findall(rf"^\| {first} \|.*\n\| ---.*\n((?:\|.*\n)+)", text, re.MULTILINE)
+    lines = "".join(blocks).splitlines()
+    return [[cell.strip().replace("*", "") for cell in line.strip("|").split("|")] for line in lines]
+
+
+def on_series(data, features, metric):
+    return {run["seed"]: run[metric] for run in SERIES if (run["data"], run["features"]) == (data, features)}
+
+
+def gains_on_series(data, views, metric):
+    without, with_mix = (on_series(data, features, metric) for features in (views, f"{views}, i-Mix"))
+    return [with_mix[seed] - without[seed] for seed in sorted(without)]
+
+
+def check_gain(text, gains):
+    """A mean, with Student's interval where the gains differ."""
+    wanted = [mean(gains)]
+    if max(gains) > min(gains):
+        half = stats.t.ppf(0.975, len(gains) - 1) * stdev(gains) / len(gains) ** 0.5
+        wanted += [wanted[0] - half, wanted[0] + half]
+    assert [float(number) for number in re.findall(r"[+-]?\d+\.\d", text)] == pytest.approx(wanted, abs=0.051)
+
+
+def test_every_series_has_its_seeds():
+    for data in {run["data"] for run in SERIES}:
+        seeds = list(range(5))
+        for features in ON_SERIES:
+            once = features == "raw" and data not in WAVES
+            assert sorted(on_series(data, features, "nn")) == ([0] if once else seeds)
+    assert len({(run["data"], run["features"], run["seed"]) for run in SERIES}) == len(SERIES)
+
+
+@pytest.mark.parametrize("name", SERIES_METRICS)
+def test_accuracies_on_series(name):
+    metric, text = SERIES_METRICS[name], part("Time series") + part("Where i-Mix fails")
+    shown = {row[0]: row[1:] for row in table_rows(text, name)}
+    real = sorted({run["data"] for run in SERIES} - set(WAVES))
+    averages = {
+        data: [mean(on_series(data, features, metric).values()) for features in ON_SERIES] for data in (*real, *WAVES)
+    }
+    averages["mean"] = [mean(column) for column in zip(*(averages[data] for data in real), strict=True)]
+    assert set(shown) == set(averages)
+    for data, values in averages.items():
+        assert shown[data][:6] == [f"{value:.1f}" for value in values]
+        for cell, views in zip(shown[data][6:], ("same", "jitter"), strict=True):
+            if data != "mean":
+                check_gain(cell, gains_on_series(data, views, metric))
+
+
+def test_sign_tests_over_series():
+    pattern = (
+        r"- ([\w -]+), (no jitter|jitter): ahead on (\d+) of (\d+) sets and behind on (\d+) "
+        r"\(sign test p = ([\d.]+); ([+-]?[\d.]+) points in the mean, worst ([+-]?[\d.]+)\)"
+    )
+    lines = re.findall(pattern, " ".join(part("Time series").split()))
+    assert len(lines) == 4
+    real = {run["data"] for run in SERIES} - set(WAVES)
+    for name, jitter, ahead, sets, behind, p, average, worst in lines:
+        views = "same" if jitter == "no jitter" else "jitter"
+        gains = [mean(gains_on_series(data, views, SERIES_METRICS[name])) for data in real]
+        counts = sum(round(gain, 4) > 0 for gain in gains), sum(round(gain, 4) < 0 for gain in gains)
+        assert (int(ahead), int(behind), int(sets)) == (*counts, len(real))
+        assert float(p) == pytest.approx(stats.binomtest(counts[0], sum(counts)).pvalue, rel=0.06)
+        assert [float(average), float(worst)] == pytest.approx([mean(gains), min(gains)], abs=0.051)

@@ -1,14 +1,14 @@
 """Collect what `examples/reproduce.py` measured: `python docs/figures/gather.py runs/reproduce/table1-cpu`.
 
-Takes any number of its folders and puts their runs, a line each, into `results.json` beside this file. Runs that are
-there already are replaced, those of other data and methods stay.
+Takes any number of its folders and puts their runs, a line each, into `results.json` beside this file, those of
+transfer into `transfer.json`. Runs that are there already are replaced, those of other data and methods stay.
 """
 
 import json
 import sys
 from pathlib import Path
 
-KEPT = Path(__file__).with_name("results.json")
+HERE = Path(__file__).parent
 
 
 def entries(report: dict) -> list[dict]:
@@ -31,24 +31,27 @@ def entry(line: dict, run: dict, features: str, change: str) -> dict:
         "change": change,
         "features": features,
     }
+    if "labels" in line:
+        kept |= {"share": line["labels"], "labels": run["labels"]}
     kept |= {"seed": run["seed"], "probe": round(100 * run["metrics"]["probe_accuracy"], 4)}
     kept["knn"] = round(100 * run["metrics"]["knn_accuracy"], 4)
-    return kept if is_control else {**kept, "cpu_seconds": run["cpu_seconds"]}
+    return {**kept, "cpu_seconds": run["cpu_seconds"]} if "cpu_seconds" in run else kept
 
 
 def identity(one: dict) -> tuple:
     """What tells a run from all others."""
-    return one["data"], one["method"] or "", one["change"], one["features"], one["seed"]
+    return one["data"], one["method"] or "", one["change"], one.get("share", 1.0), one["features"], one["seed"]
 
 
 def main(folders: list[str]) -> None:
-    """Merge the reports in these folders into the file."""
-    known = {identity(one): one for one in json.loads(KEPT.read_text(encoding="utf-8"))} if KEPT.exists() else {}
+    """Merge the reports in these folders into the files."""
     for folder in folders:
         report = json.loads((Path(folder) / "report.json").read_text(encoding="utf-8"))
-        known |= {identity(one): one for one in entries(report)}
-    lines = ",\n".join(json.dumps(known[key]) for key in sorted(known))
-    KEPT.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+        kept = HERE / ("transfer.json" if report["title"].startswith("Transfer") else "results.json")
+        before = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else []
+        known = {identity(one): one for one in [*before, *entries(report)]}
+        lines = ",\n".join(json.dumps(known[key]) for key in sorted(known))
+        kept.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

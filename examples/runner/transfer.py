@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from runner.controls import Raw, untrained_encoder
+from runner.controls import untrained_encoder
 from runner.data.dataset import Dataset, draw_labels, keep_rows, thin
 from runner.evaluate import evaluate
 from runner.state.checkpoint import read_checkpoint
@@ -22,16 +22,12 @@ class SavedRuns:
         self._domain, self._name, self._root, self._device = domain, data, root, device
         self._data: Dataset | None = None
 
-    def judge(
-        self, checkpoint: Path, share: float, seed: int, probe: str, control: str | None = None
-    ) -> dict[str, Any]:
-        """Judge one run, or of its inputs and its network before training the ``control`` raw or untrained."""
+    def judge(self, checkpoint: Path, share: float, seed: int, probe: str, *, trained: bool = True) -> dict[str, Any]:
+        """Judge one run, or its network before training."""
         encoder, task = open_run(checkpoint, self._device, data=self._name, root=self._root, load=self._load)
         config = read_checkpoint(checkpoint)["config"]
         data = labelled(task.data, share, seed, config.get("probe_rows"))
-        if control == "raw":
-            encoder = Raw()
-        elif control == "untrained":
+        if not trained:
             encoder = untrained_encoder(task, seed, min(config["batch_size"], len(task.data.train_y)), self._device)
         return {"seed": seed, "labels": len(data.train_y), "metrics": evaluate(encoder, data, task.to_input, probe)}
 
