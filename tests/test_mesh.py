@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from ranks import ring
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.nn import functional as F
 
 from imix_aug import (
@@ -241,6 +241,10 @@ def learn_with_replicated_scalars(rank, size, gather):
     for leaf, grad in zip(spread, wanted, strict=True):
         assert leaf.grad.placements == leaf.placements
         torch.testing.assert_close(leaf.grad.to_local(), grad, rtol=1e-12, atol=1e-12)
+    how = {name: each.detach() for name, each in how.items() if name != "gather_distributed"}  # None wants a gradient.
+    value = imix_nce_loss(query[own], key[own], own_labels(labels, rank), gather_distributed=gather, **how)
+    dist.all_reduce(value)
+    torch.testing.assert_close(value / size, torch.stack(losses).mean().detach(), rtol=1e-12, atol=1e-12)
 
 
 @needs_dtensor
@@ -339,6 +343,7 @@ def refuse_other_dtensors(rank, size):
     by_rows, replicated = made(Shard(0)), made(Replicate())
     on_square = DTensor.from_local(rows, square, [Shard(0), Replicate()], run_check=False)
     all_but_one = dist.new_group([0])
+    backwards = DTensor.from_local(rows, DeviceMesh("cpu", list(range(size))[::-1]), [Shard(0)], run_check=False)
     uneven = DTensor.from_local(
         rows[: 4 - rank], mesh, [Shard(0)], run_check=False, shape=torch.Size([7, 3]), stride=(3, 1)
     )
@@ -350,6 +355,7 @@ def refuse_other_dtensors(rank, size):
         ((by_rows, rows), gather, TypeError, "key must be a DTensor, as query is, got Tensor"),
         ((rows, by_rows), gather, TypeError, "key must be a plain tensor, as query is, got DTensor"),
         ((by_rows, by_rows), {}, ValueError, r"gather_distributed must be True where query is a DTensor"),
+        ((by_rows, backwards), gather, ValueError, "key must be on the mesh of the embeddings, .*, got "),
         ((on_square, on_square), gather, ValueError, "query must be on a mesh of one dimension, got one of 2"),
         ((uneven, uneven), gather, ValueError, "query must have as many rows on each of 2 ranks, got 7 in all"),
         (
