@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from imix_aug import VirtualLabels, imix_clip_loss
-from imix_aug._cross_entropy import blocked, both_at_once, node, plain
+from imix_aug._cross_entropy import blocked, both_apart, both_at_once, node, plain
 from imix_aug._cross_entropy.both import cross_entropy_of_both
 from imix_aug._cross_entropy.columns import LeftOut, Positives
 
@@ -228,6 +228,27 @@ def test_each_direction_goes_by_itself_where_one_power_does_not_serve_both(what,
     torch.testing.assert_close(values.sum().double(), expected, rtol=1e-5, atol=0)
     for grad, right in zip(grads, torch.autograd.grad(expected, exact), strict=True):
         torch.testing.assert_close(grad.double(), right, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("summed", [False, True])
+@pytest.mark.parametrize("temperature", [0.1, 0.02, 0.004])
+def test_one_sweep_serves_both_directions_of_unit_rows(temperature, summed, monkeypatch):
+    for name in ("forward", "gradients"):
+        monkeypatch.setattr(both_apart, name, lambda *args: pytest.fail("both directions go at once"))
+    tiny_tiles(monkeypatch)
+    first = torch.randn(9, 6)
+    rows = [F.normalize(first) / temperature, F.normalize(first + 0.3 * torch.randn(9, 6))]
+    labels = VirtualLabels(0.5 + torch.rand(9) / 2, torch.randperm(9))
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        leaves = [each.to(dtype).requires_grad_() for each in rows]
+        if dtype == torch.float32:
+            values = cross_entropy_of_both(*leaves, both_positives(9, labels, dtype), dtype=dtype, summed=summed).sum()
+        else:
+            values = dense(*leaves, labels, None).sum()
+        results.append((values, *torch.autograd.grad(values, leaves)))
+    for ours, exact in zip(*results, strict=True):
+        assert (ours - exact).norm() <= 1e-6 / temperature * exact.norm()
 
 
 def test_shares_have_a_gradient():
