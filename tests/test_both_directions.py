@@ -237,6 +237,7 @@ def test_one_sweep_serves_both_directions_of_unit_rows(temperature, summed, monk
         monkeypatch.setattr(both_apart, name, lambda *args: pytest.fail("both directions go at once"))
     tiny_tiles(monkeypatch)
     first = torch.randn(9, 6)
+    first[1] = first[0] + 0.1 * torch.randn(6)  # nearly the same sample: a stranger as near as the positive
     rows = [F.normalize(first) / temperature, F.normalize(first + 0.3 * torch.randn(9, 6))]
     labels = VirtualLabels(0.5 + torch.rand(9) / 2, torch.randperm(9))
     results = []
