@@ -85,8 +85,11 @@ def card(capability):
         yield compiled
 
 
-def sweep(n, d, dtype, *, left_out=2, negatives=0, ids=False, wants_mean=True, bounded=True):
-    """Both sweeps over a batch, as a loss and its gradients launch them; a learnt temperature bounds no logits."""
+def sweep(n, d, dtype, *, left_out=2, negatives=0, ids=False, wants_mean=True, bounded=True, both=False):
+    """Both sweeps over a batch, as a loss and its gradients launch them; a learnt temperature bounds no logits.
+
+    Both directions of a loss share the second sweep.
+    """
     query, key, more = (torch.empty(count, d, dtype=dtype) for count in (n, n, negatives))
     columns = torch.empty(n, left_out, dtype=torch.int64)
     numbers = [torch.empty(count, dtype=torch.int64) for count in (n, n, negatives)] if ids else []
@@ -98,7 +101,7 @@ def sweep(n, d, dtype, *, left_out=2, negatives=0, ids=False, wants_mean=True, b
     else:
         way = triton_blocks
         way.sweep_keys(*arguments)
-    way.sweep_queries(query, key, without, torch.empty(n), torch.empty(n))
+    way.sweep_queries(query, key, without, torch.empty(n), torch.empty(n), torch.empty(n) if both else None)
 
 
 def mix(dtype):
@@ -114,10 +117,13 @@ def ordinary():
     """What is launched in most uses: i-Mix's two left-out columns, rows of a usual width, with a queue or without."""
     for dtype, d in ((torch.bfloat16, 64), (torch.bfloat16, 128), (torch.bfloat16, 256), (torch.float32, 128)):
         yield f"{str(dtype)[6:]} {d}", partial(sweep, 2048, d, dtype, negatives=4096)
+    yield "bfloat16 128, both directions", partial(sweep, 2048, 128, torch.bfloat16, both=True)
 
 
 def rarer():
     """Other launches."""
+    for d in (64, 128):
+        yield f"float32 {d}, both directions", partial(sweep, 2048, d, torch.float32, both=True)
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         kind = str(dtype)[6:]
         for d in (16, 32, 100, 200):

@@ -110,7 +110,7 @@ def sweep_queries(
         )  # fmt: skip
         return partial[0] if splits == 1 else partial.sum(dim=0)
 
-    tiles = tiles_for_queries(capability(query.device), query.element_size(), width)
+    tiles = tiles_for_queries(capability(query.device), query.element_size(), width, key_level is not None)
     with on_device(query):
         grad = first_that_fits(launch, tiles, "queries", query.device, query.dtype, width)
     return grad[:, :d]

@@ -82,9 +82,15 @@ def tiles_for_keys(capability: tuple[int, int], element_size: int, width: int) -
     return [_card(capability)[element_size, max(64, width)][0], _LAST]
 
 
-def tiles_for_queries(capability: tuple[int, int], element_size: int, width: int) -> list[Tile]:
-    """Return the tile that a program keeps of the keys while it sweeps over the queries, and one that always fits."""
-    return [_card(capability)[element_size, max(64, width)][1], _LAST]
+def tiles_for_queries(capability: tuple[int, int], element_size: int, width: int, both: bool) -> list[Tile]:
+    """Return the tile that a program keeps of the keys while it sweeps over the queries, and one that always fits.
+
+    For both directions of a loss a program holds two factors per logit, and some tiles spill registers at full height.
+    """
+    card, kind = _card(capability), (element_size, max(64, width))
+    tile = card[kind][1]
+    spilling = ((2, 128), (4, 64)) if card is _BLACKWELL else () if card is _HOPPER else ((4, 128),)
+    return [tile._replace(swept=tile.swept // 2) if both and kind in spilling else tile, _LAST]
 
 
 def tiles_for_blocks(capability: tuple[int, int]) -> list[BlockTile]:
