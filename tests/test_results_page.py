@@ -363,3 +363,27 @@ def test_sign_tests_over_series():
         assert (int(ahead), int(behind), int(sets)) == (*counts, len(real))
         assert float(p) == pytest.approx(stats.binomtest(counts[0], sum(counts)).pvalue, rel=0.06)
         assert [float(average), float(worst)] == pytest.approx([mean(gains), min(gains)], abs=0.051)
+
+
+TRANSFER = json.loads((ROOT / "docs" / "figures" / "transfer.json").read_text(encoding="utf-8"))
+PLACES = {**TITLES, "cifar10": "CIFAR-10"}
+
+
+@pytest.mark.parametrize("first", ["data", "from, to"])
+def test_few_labels_and_transfer(first):
+    shown = table_rows(part("Transfer and few labels"), first)
+    cells = sorted({(run["data"], run["share"]) for run in TRANSFER})
+    cells = [cell for cell in cells if len(set(cell[0].split(" to "))) == (1 if first == "data" else 2)]
+    assert len(shown) == len(cells) > 0
+    for row, (data, share) in zip(shown, cells, strict=True):
+        runs = [run for run in TRANSFER if (run["data"], run["share"]) == (data, share)]
+        (labels,) = {run["labels"] for run in runs}
+        names = [PLACES[name] for name in dict.fromkeys(data.split(" to "))]
+        assert row[:2] == [", ".join(names), f"{100 * share:g} %: {labels:,}"]
+        seeds = range(int(row[2]))
+        assert row[3] == f"{mean(run['probe'] for run in runs if run['features'] == 'untrained'):.1f}"
+        for column, metric in ((4, "probe"), (7, "knn")):
+            found = {mix: {r["seed"]: r[metric] for r in runs if r["features"] == mix} for mix in ("none", "mixup")}
+            assert sorted(found["none"]) == sorted(found["mixup"]) == list(seeds)
+            assert row[column : column + 2] == [f"{mean(found[mix].values()):.1f}" for mix in ("none", "mixup")]
+            check_gain(row[column + 2], [found["mixup"][seed] - found["none"][seed] for seed in seeds])
