@@ -17,6 +17,7 @@ from imix_aug import (
     imix_ntxent_loss,
     imix_supcon_loss,
 )
+from imix_aug._keys.dtensors import takes_dtensors
 
 LOSSES = {
     "nce": lambda q, k, classes, **how: imix_nce_loss(q, k, **how),
@@ -195,6 +196,26 @@ def test_dtensors_get_the_gradients_of_one_process(worlds, size, use_ring, dtype
     worlds[size].run(contrast_dtensors, dtype, use_ring)
 
 
+def contrast_dtensors_of_some_ranks(rank, size):
+    """The rows of a DTensor meet those of its own mesh's ranks, two of four here, without a word about the group."""
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))["dp"]
+    place = mesh.get_local_rank()
+    query, key, _, labels = whole_batch(2)
+    rows, grads = expected("nce", 2, torch.float64)
+    leaves = [distribute_tensor(each, mesh, [Shard(0)]).detach().requires_grad_() for each in (query, key)]
+    value = imix_nce_loss(*leaves, own_labels(labels, place), temperature=0.3, gather_distributed=True)
+    assert_close(value.detach(), rows[place * ROWS : (place + 1) * ROWS].mean(), torch.float64)
+    for grad, wanted in zip(torch.autograd.grad(value, leaves), grads[:2], strict=True):
+        assert_close(grad.full_tensor(), wanted, torch.float64)
+
+
+@needs_dtensor
+def test_dtensors_of_some_ranks_meet_no_others(worlds):
+    worlds[4].run(contrast_dtensors_of_some_ranks)
+
+
 def agree_with_torch(rank, size):
     """PyTorch's own loss of a DTensor gives its rows the same gradient, through a replicated weight too."""
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor
@@ -371,6 +392,10 @@ def refuse_other_dtensors(rank, size):
         with pytest.raises(kind, match=message) as caught:
             imix_nce_loss(*args, **how)
         assert "\n" not in str(caught.value)
+    same = takes_dtensors(lambda query, key, *, gather_distributed, process_group=None: (query, key, process_group))
+    *own, group = same(by_rows, key=by_rows, **gather)
+    assert all(type(each) is torch.Tensor and torch.equal(each, rows) for each in own)
+    assert group is mesh.get_group()
     if rank == 0:
         with pytest.raises(ValueError, match=r"the ranks that query is sharded over, \[0, 1\], or None, got \[0\]"):
             imix_nce_loss(by_rows, by_rows, process_group=all_but_one, **gather)
