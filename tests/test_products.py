@@ -33,7 +33,7 @@ def close(actual, expected, dtype):
     st.sampled_from(list(TOLERANCES)),
     st.booleans(),
     st.booleans(),
-    st.sampled_from([1.0, -2.5]),
+    st.sampled_from([1.0, 2.0, -2.5]),
     st.booleans(),
 )
 @pytest.mark.usefixtures("library")
@@ -48,3 +48,28 @@ def test_products_are_those_of_float64(sizes, dtype, left_strided, right_strided
     expected = total.double() + left.double().T @ right.double()
     products.add_transposed_times(total, left, right)
     close(total, expected, dtype)
+
+
+@pytest.mark.usefixtures("library")
+def test_autocast_leaves_a_chosen_dtype_alone():
+    left, right = torch.randn(3, 4), torch.randn(5, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        close(products.times_transposed(left, right), left.double() @ right.double().T, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("queries", "keys", "width", "dtype", "suits"),
+    [
+        (2, 1, 6, torch.float32, True),
+        (1, 2, 6, torch.float32, True),
+        (4, 3, 1, torch.float32, True),
+        (2, 1, 5, torch.float32, False),
+        (2, 1, 6, torch.float64, False),
+    ],
+)
+def test_the_largest_of_three_matrices_decides(queries, keys, width, dtype, suits, monkeypatch):
+    monkeypatch.setattr(products, "PREFERS_ONEDNN", True)
+    monkeypatch.setattr(products, "MIN_ELEMENTS", 12)
+    assert (
+        products._suits_onednn(torch.empty(queries, width, dtype=dtype), torch.empty(keys, width, dtype=dtype)) is suits
+    )
