@@ -22,6 +22,7 @@ import os
 import pathlib
 import signal
 import sys
+import tempfile
 import time
 import types
 
@@ -146,7 +147,9 @@ class Mutation:
 
     def __init__(self, path, every=1):
         self.path, self.every = str(path), every
-        self.log, self.started = (pathlib.Path(f"/tmp/mutation-{os.getpid()}.{kind}") for kind in ("log", "started"))
+        self.log, self.started = (
+            pathlib.Path(tempfile.gettempdir(), f"mutation-{os.getpid()}.{kind}") for kind in ("log", "started")
+        )
 
     def pytest_runtestloop(self, session):
         tree = ast.parse(pathlib.Path(self.path).read_text(encoding="utf-8"))

@@ -387,3 +387,16 @@ def test_few_labels_and_transfer(first):
             assert sorted(found["none"]) == sorted(found["mixup"]) == list(seeds)
             assert row[column : column + 2] == [f"{mean(found[mix].values()):.1f}" for mix in ("none", "mixup")]
             check_gain(row[column + 2], [found["mixup"][seed] - found["none"][seed] for seed in seeds])
+
+
+@pytest.mark.parametrize(
+    ("data", "share"),
+    [("cifar10 to cifar10", 0.01), ("cifar100 to cifar10", 0.01), ("speechcommands to speechcommands", 0.1)],
+)
+def test_the_front_page_says_what_few_labels_gain(data, share):
+    def accuracy(features):
+        key = {"data": data, "share": share, "features": features}
+        return mean(run["probe"] for run in TRANSFER if key.items() <= run.items())
+
+    page = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert f"{accuracy('none'):.1f} to {accuracy('mixup'):.1f}" in page
