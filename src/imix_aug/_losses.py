@@ -101,7 +101,7 @@ def imix_nce_loss(
         divisor = contrast.temperature
         if contrast.is_plain and isinstance(divisor, float) and plain.applies(query, key, labels, divisor, reduction):
             return plain.nce_loss(query, key, labels, divisor, reduction)
-        return contrast.cross_entropy(query, key, _positives(labels, query))
+        return contrast.cross_entropy(query, key, Positives.of_rows(labels, query))
 
 
 @takes_dtensors
@@ -197,11 +197,11 @@ def imix_ntxent_loss(
     if labels is not None:
         own_view = torch.cat([own_view, labels.partner[:, None]], dim=1)
     with without_autocast(query_1):
-        columns, shares = _positives(labels, query_1)
+        of_view = Positives.of_rows(labels, query_1)
         losses = contrast.cross_entropy(
             torch.cat([query_1, query_2]),
             torch.cat([key_1, key_2]),
-            Positives(torch.cat([n + columns, columns]), torch.cat([shares, shares])),
+            Positives.cat((of_view.shifted(n), of_view)),
             views=2,
             left_out=torch.cat([own_view, n + own_view]),
         )
@@ -282,7 +282,7 @@ def imix_clip_loss(
             and plain.applies_to_both(query, key, labels, divisor, reduction)
         ):
             return plain.both_losses(query, key, labels, divisor, reduction)
-        of_queries, of_keys = Positives.of_both(labels, query.shape[0], query.device, query.dtype)
+        of_queries, of_keys = Positives.of_both(labels, query)
         if contrast.gather_distributed:  # A rank then has its rows over all columns and its columns over all rows.
             forth = contrast.cross_entropy(query, key, of_queries)
             return (forth + contrast.cross_entropy(key, query, of_keys)) / 2
@@ -377,7 +377,8 @@ def imix_supcon_loss(
         weight=weight,
     )  # No ids: rows of one id have one class, so all that has the row's id is a positive, or its own key.
     with without_autocast(query):
-        return contrast.cross_entropy(query, key, _positives(labels, query), classes=classes, same_view=same_view)
+        positives = Positives.of_rows(labels, query)
+        return contrast.cross_entropy(query, key, positives, classes=classes, same_view=same_view)
 
 
 def imix_byol_loss(
@@ -421,13 +422,8 @@ def imix_byol_loss(
     _check.reduction(reduction)
     with without_autocast(prediction):
         constant = prepared(target.detach(), normalize)
-        expected = constant if labels is None else _positives(labels, prediction).mean(constant)
+        expected = constant if labels is None else Positives.of(labels, prediction.dtype).mean(constant)
     return reduce(2 - 2 * (prepared(prediction, normalize) * expected).sum(dim=1), reduction)
-
-
-def _positives(labels: VirtualLabels | None, query: Tensor) -> Positives:
-    dtype = torch.promote_types(query.dtype, torch.float32)
-    return Positives.own(query.shape[0], query.device, dtype) if labels is None else Positives.of(labels, dtype)
 
 
 def reduce(losses: Tensor, reduction: str) -> Tensor:

@@ -110,10 +110,8 @@ def _losses(
     dtype = product_dtype(contrast.autocast, *(each for each in embeddings if each is not None))
     query, key = prepared(query, contrast.normalize) / contrast.temperature, prepared(key, contrast.normalize)
     offset = bias.to(query) if isinstance(bias, Tensor) else query.new_full((), bias)
-    n = query.shape[0]
-    own = Positives.own(n, query.device, query.dtype) if labels is None else Positives.of(labels, query.dtype)
     key, key_ids, first = _of_all_ranks(key, contrast)
-    positives = own.shifted(first)
+    positives = Positives.of_rows(labels, query).shifted(first)
     left_out = LeftOut(positives.columns, contrast.ids, key_ids)
     losses = softplus_sums(query, key, offset, left_out, dtype) + _at_positives(query, key, offset, positives)
     if contrast.negatives is not None:

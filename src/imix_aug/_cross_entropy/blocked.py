@@ -201,8 +201,8 @@ class Tiles:
         """Return the rows' log-sum-exp over the negatives, and their softmax-weighted mean."""
         if self.negatives is None:
             return None, None
-        peak: Tensor | None = None
-        total: Tensor | None = None
+        peak = self.query.new_full((len(self.query[part]), 1), 0.0 if self.bounded else -math.inf, dtype=self.sums)
+        total = torch.zeros_like(peak)
         mean: Tensor | None = None
         ids = self.left_out.negative_ids
         step = max(1, NEGATIVE_TILE // self.step)
@@ -212,20 +212,19 @@ class Tiles:
             if ids is not None and self.left_out.row_ids is not None:
                 tile.masked_fill_(self.left_out.row_ids[part, None] == ids[start : start + step], -math.inf)
             if not self.bounded:  # Powers are relative to the largest logit so far.
-                before, peak = peak, _larger(peak, tile.amax(dim=1, keepdim=True))
+                before, peak = peak, _largest(tile, peak)
+                shrink = (before - finite(peak)).exp2_()
+                total.mul_(shrink)
+                mean = None if mean is None else mean.mul_(shrink)
                 tile.sub_(finite(peak))
-                if before is not None and total is not None:
-                    shrink = (before - finite(peak)).exp2_()
-                    total.mul_(shrink)
-                    mean = None if mean is None else mean.mul_(shrink)
             powers = tile.exp2_()
-            total = _added(total, powers.sum(dim=1, keepdim=True))
+            total.add_(powers.sum(dim=1, keepdim=True))
             if wants_mean:
-                mean = _added(mean, times_transposed(powers.to(block.dtype), block.t()))
-        assert total is not None
-        lse = total.log2_() if peak is None else total.log2_().add_(finite(peak))
+                more = times_transposed(powers.to(block.dtype), block.t())
+                mean = more if mean is None else mean.add_(more)
+        lse = total.log2_().add_(finite(peak))
         if mean is not None:
-            mean.mul_(((0 if peak is None else finite(peak)) - finite(lse)).exp2_())
+            mean.mul_((finite(peak) - finite(lse)).exp2_())
         return lse, mean
 
     def without(self, tile: Tensor, part: slice, value: float, positives: Tensor | None = None) -> Tensor:
@@ -249,14 +248,6 @@ class Tiles:
             return tile.exp2_(), tile.new_zeros(())
         peak = finite(_largest(tile, own))
         return tile.sub_(peak).exp2_(), peak
-
-
-def _added(total: Tensor | None, more: Tensor) -> Tensor:
-    return more if total is None else total.add_(more)
-
-
-def _larger(peak: Tensor | None, other: Tensor) -> Tensor:
-    return other if peak is None else torch.maximum(peak, other)
 
 
 def _largest(tile: Tensor, own: Tensor) -> Tensor:

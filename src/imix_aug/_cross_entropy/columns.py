@@ -53,14 +53,17 @@ class Positives(NamedTuple):
         )
 
     @classmethod
-    def of_both(
-        cls, labels: VirtualLabels | None, n: int, device: torch.device, dtype: torch.dtype
-    ) -> tuple[Positives, Positives]:
-        """Return those of n queries, and those of their keys."""
+    def of_rows(cls, labels: VirtualLabels | None, rows: Tensor) -> Positives:
+        """Return those of mixed rows, or without labels of unmixed ones."""
         if labels is None:
-            own = cls.own(n, device, torch.promote_types(dtype, torch.float32))
-            return own, own
-        return cls.of(labels, dtype), cls.of_keys(labels, dtype)
+            return cls.own(rows.shape[0], rows.device, torch.promote_types(rows.dtype, torch.float32))
+        return cls.of(labels, rows.dtype)
+
+    @classmethod
+    def of_both(cls, labels: VirtualLabels | None, rows: Tensor) -> tuple[Positives, Positives]:
+        """Return those of the rows, and those of their keys."""
+        of_rows = cls.of_rows(labels, rows)
+        return of_rows, of_rows if labels is None else cls.of_keys(labels, rows.dtype)
 
     @classmethod
     def cat(cls, parts: Iterable[Positives]) -> Positives:

@@ -150,7 +150,7 @@ def _sweep_both(labels: VirtualLabels | None, rows: Tensor, grads: Tensor, scale
     if labels is not None and _is_small_and_mixed(labels):
         return _both_at_once(query, key, grads[0], grads[1], labels, scale)
     n = len(query)
-    columns, shares = Positives.cat(Positives.of_both(labels, n, query.device, query.dtype))
+    columns, shares = Positives.cat(Positives.of_both(labels, query))
     if columns.shape[1] == 1:  # as a pair whose second column stands for none
         columns, shares = columns.expand(-1, 2), torch.nn.functional.pad(shares, (0, 1))
     own, back = columns.chunk(2)

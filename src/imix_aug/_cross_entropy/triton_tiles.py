@@ -20,8 +20,9 @@ class Tile(NamedTuple):
     stages: int
 
 
-# By the bytes of an element and the width of a row, for the sweep over keys and the one over queries.
-_Tiles = dict[tuple[int, int], tuple[Tile, Tile]]
+# By the bytes of an element and the width of a row, for the sweep over keys and the one over queries. Where that spills
+# registers for both directions of a loss, with two factors per logit, a third tile is for them.
+_Tiles = dict[tuple[int, int], tuple[Tile, ...]]
 
 # Matrix units that read shared memory and leave sums in registers.
 _HOPPER: _Tiles = {
@@ -36,9 +37,9 @@ _HOPPER: _Tiles = {
 # Matrix units with a memory of their own for sums.
 _BLACKWELL: _Tiles = {
     (2, 64): (Tile(128, 128, 8, 2), Tile(128, 128, 8, 2)),
-    (2, 128): (Tile(128, 128, 8, 2), Tile(128, 128, 8, 2)),
+    (2, 128): (Tile(128, 128, 8, 2), Tile(128, 128, 8, 2), Tile(128, 64, 8, 2)),
     (2, 256): (Tile(128, 64, 8, 2), Tile(128, 64, 8, 2)),
-    (4, 64): (Tile(128, 128, 8, 2), Tile(128, 128, 8, 2)),
+    (4, 64): (Tile(128, 128, 8, 2), Tile(128, 128, 8, 2), Tile(128, 64, 8, 2)),
     (4, 128): (Tile(128, 64, 8, 2), Tile(128, 64, 8, 2)),
     (4, 256): (Tile(64, 32, 8, 2), Tile(64, 32, 8, 2)),
 }
@@ -49,7 +50,7 @@ _AMPERE: _Tiles = {
     (2, 128): (Tile(128, 64, 8, 2), Tile(64, 64, 4, 2)),
     (2, 256): (Tile(128, 64, 8, 2), Tile(64, 64, 4, 2)),
     (4, 64): (Tile(128, 64, 8, 2), Tile(128, 32, 8, 2)),
-    (4, 128): (Tile(128, 32, 8, 2), Tile(64, 64, 4, 2)),
+    (4, 128): (Tile(128, 32, 8, 2), Tile(64, 64, 4, 2), Tile(64, 32, 4, 2)),
     (4, 256): (Tile(64, 32, 8, 2), Tile(32, 32, 4, 1)),
 }
 
@@ -83,14 +84,9 @@ def tiles_for_keys(capability: tuple[int, int], element_size: int, width: int) -
 
 
 def tiles_for_queries(capability: tuple[int, int], element_size: int, width: int, both: bool) -> list[Tile]:
-    """Return the tile that a program keeps of the keys while it sweeps over the queries, and one that always fits.
-
-    For both directions of a loss a program holds two factors per logit, and some tiles spill registers at full height.
-    """
-    card, kind = _card(capability), (element_size, max(64, width))
-    tile = card[kind][1]
-    spilling = ((2, 128), (4, 64)) if card is _BLACKWELL else () if card is _HOPPER else ((4, 128),)
-    return [tile._replace(swept=tile.swept // 2) if both and kind in spilling else tile, _LAST]
+    """Return the tile that a program keeps of the keys while it sweeps over the queries, and one that always fits."""
+    tiles = _card(capability)[element_size, max(64, width)]
+    return [tiles[-1] if both else tiles[1], _LAST]
 
 
 def tiles_for_blocks(capability: tuple[int, int]) -> list[BlockTile]:
