@@ -134,7 +134,7 @@ def transfer(args: argparse.Namespace) -> None:
     shares = args.labels or [1.0]
     folder, title = args.out / f"transfer-{args.scale}", _title(args, "Transfer")
     lines: list[dict[str, Any]] = []
-    judged: list[tuple[Row, SavedRuns, list[dict[str, Any]]]] = []
+    judged: list[tuple[Row, str, SavedRuns, list[dict[str, Any]]]] = []
     read: dict[tuple[str, str], SavedRuns] = {}  # rows that are probed on the same data share them
     for row in _choose(TABLES["1"], args.rows or ["cifar10-npair"]):
         for target in args.to or [row.data]:
@@ -142,12 +142,13 @@ def transfer(args: argparse.Namespace) -> None:
             saved = read.setdefault((row.domain, target), kept)
             of_target = [_transfer_line(row, target, share) for share in shares]
             lines += of_target
-            judged.append((row, saved, of_target))
+            judged.append((row, target, saved, of_target))
     for seed in range(args.seeds):
-        for row, saved, of_target in judged:
+        for row, target, saved, of_target in judged:
             if "cannot" in of_target[0]:
                 continue
             try:
+                _require(args, target)
                 _judge_elsewhere(args, row, saved, of_target, folder / row.name, seed)
             except CannotRun as why:
                 for line in of_target:
@@ -166,18 +167,16 @@ def _judge_elsewhere(
     args: argparse.Namespace, row: Row, saved: SavedRuns, lines: list[dict[str, Any]], folder: Path, seed: int
 ) -> None:
     """Train what is not trained yet with this seed, and add what it is worth to each of the lines."""
-    _require(args, lines[0]["data"].partition(" to ")[2])
+    shares = [line["labels"] for line in lines]
     probe = args.changes.get("probe", "sgd" if args.scale == "paper" else "logistic")
     for mix in MIXES:
         run(args, Cell({}, row, mix, folder / mix, recipe(row, mix, args.scale)), seed + 1)
         checkpoint = folder / mix / "runs" / f"{row.method}-{mix}-seed{seed}" / "checkpoint.pt"
-        for line in lines:
-            one = saved.judge(checkpoint, line["labels"], seed, probe)
+        for line, one in zip(lines, saved.judge(checkpoint, shares, seed, probe), strict=True):
             line["runs"].setdefault(mix, []).append(one)
             line["found"].setdefault(mix, []).append(100 * one["metrics"]["probe_accuracy"])
     if args.controls:
-        for line in lines:
-            one = saved.judge(checkpoint, line["labels"], seed, probe, trained=False)
+        for line, one in zip(lines, saved.judge(checkpoint, shares, seed, probe, trained=False), strict=True):
             line["controls"].setdefault("untrained", []).append({"control": "untrained", **one})
 
 

@@ -12,8 +12,7 @@ import matplotlib.pyplot as plt
 from style import OWN, PARTNER, save
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
-from runner.report.paired import Paired, paired
-from runner.report.signed import signed
+from runner.report.paired import Paired, paired, with_interval
 
 RUNS = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
 TITLES = {"covtype": "Covertype", "cifar100": "CIFAR-100", "speechcommands": "spoken commands"}
@@ -50,7 +49,7 @@ def judged(data: str, method: str, change: str = "") -> list[str]:
     for metric in METRICS:
         without, with_mix, pair = compare(data, method, metric, change)
         better = [f"{with_mix:.2f}", f"**{with_mix:.2f}**"][pair.low is not None and pair.low > 0]
-        cells += [f"{without:.2f}", better, f"{signed(pair.gain, 2)} ({signed(pair.low, 2)} to {signed(pair.high, 2)})"]
+        cells += [f"{without:.2f}", better, with_interval(pair, 2)]
         if metric == "probe":
             cells += [str(pair.ahead), f"{in_words(pair.p_t)}, {in_words(pair.p_sign)}"]
     return cells
@@ -73,8 +72,7 @@ def summary() -> str:
         cells = [title]
         for method in METHODS:
             without, with_mix, pair = compare(data, method, "probe")
-            interval = f"{signed(pair.low)} to {signed(pair.high)}"
-            cells.append(f"{without:.1f} to {with_mix:.1f}: {signed(pair.gain)} ({interval})")
+            cells.append(f"{without:.1f} to {with_mix:.1f}: {with_interval(pair)}")
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 

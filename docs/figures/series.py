@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 from style import OWN, PARTNER, save
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
-from runner.report.paired import Paired, paired, sign_test
+from runner.report.paired import Paired, bold_if_sure, paired, sign_test
 from runner.report.signed import signed
 
 RUNS = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
@@ -34,14 +34,6 @@ def gain(data: str, views: str, metric: str) -> Paired:
     return paired(found(data, f"{views}, i-Mix", metric), found(data, views, metric))
 
 
-def in_words(pair: Paired) -> str:
-    """The mean gain with its interval, bold where that leaves zero out."""
-    if pair.low is None:
-        return signed(pair.gain)
-    text = f"{signed(pair.gain)} ({signed(pair.low)} to {signed(pair.high)})"
-    return f"**{text}**" if pair.low > 0 or pair.high < 0 else text
-
-
 def table(names: tuple[str, ...] | list[str], metric: str) -> str:
     """Accuracies and gains, a set a line."""
     heads = ["raw", "untrained", "none", "i-Mix", "jitter", "jitter + i-Mix", "gain, no jitter", "gain, jitter"]
@@ -49,7 +41,7 @@ def table(names: tuple[str, ...] | list[str], metric: str) -> str:
     columns = [[mean(found(data, features, metric).values()) for data in names] for features in FEATURES]
     for place, data in enumerate(names):
         cells = [f"{column[place]:.1f}" for column in columns]
-        cells += [in_words(gain(data, views, metric)) for views in VIEWS]
+        cells += [bold_if_sure(gain(data, views, metric)) for views in VIEWS]
         rows.append(f"| {' | '.join([data, *cells])} |")
     if len(names) > len(WAVES):
         rows.append(f"| {' | '.join(['mean', *(f'{mean(column):.1f}' for column in columns)])} | | |")

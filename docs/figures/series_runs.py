@@ -12,8 +12,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +23,13 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "loops"))
 from runner.evaluate import linear_probe
+from runner.fine_tuning import batches
 from timeseries import build_networks
 
 from imix_aug import IMix, imix_nce_loss
 
 KEPT = Path(__file__).with_name("series.json")
-REAL = (*("GunPoint", "ItalyPowerDemand", "ArrowHead", "Coffee", "OSULeaf", "ACSF1", "BasicMotions", "JapaneseVowels"),)
+REAL = ("GunPoint", "ItalyPowerDemand", "ArrowHead", "Coffee", "OSULeaf", "ACSF1", "BasicMotions", "JapaneseVowels")
 WAVES = {"aligned phases": 0.0, "random phases": 1.0}
 LONGEST, WIDTH, BATCH, STEPS, RATE, NOISE = 256, 16, 32, 200, 2e-3, 0.1
 TEMPERATURE, ALPHA = 0.2, 1.0  # those of the loop; `tune` tries others
@@ -85,7 +85,7 @@ def train(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     orders, noise = (torch.Generator().manual_seed(seed) for _ in range(2))  # the same whether or not i-Mix draws
     imix = IMix(alpha)
-    for rows, _ in zip(batches(len(x), orders), range(steps), strict=False):
+    for rows in islice(batches(torch.arange(len(x)), BATCH, orders), steps):
         view_1 = view_2 = x[rows]
         if views == "jitter":
             view_1, view_2 = (x[rows] + NOISE * torch.randn(x[rows].shape, generator=noise) for _ in range(2))
@@ -96,13 +96,6 @@ def train(
         optimizer.step()
         schedule.step()
     return encoder.eval()
-
-
-def batches(rows: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Whole batches without end, each row once per epoch."""
-    size = min(BATCH, rows)
-    while True:
-        yield from torch.randperm(rows, generator=generator).split(size)[: rows // size]
 
 
 @torch.no_grad()

@@ -9,8 +9,7 @@ from pathlib import Path
 from statistics import mean
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
-from runner.report.paired import paired
-from runner.report.signed import signed
+from runner.report.paired import bold_if_sure, paired
 
 RUNS = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
 TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "speechcommands": "spoken commands"}
@@ -38,10 +37,8 @@ def table(*, home: bool) -> str:
         cells.append(f"{mean(found(data, share, 'untrained', 'probe').values()):.1f}")
         for metric in ("probe", "knn"):
             without, with_mix = (found(data, share, mix, metric) for mix in ("none", "mixup"))
-            pair = paired(with_mix, without)
             cells += [f"{mean(without.values()):.1f}", f"{mean(with_mix.values()):.1f}"]
-            text = f"{signed(pair.gain)} ({signed(pair.low)} to {signed(pair.high)})"
-            cells.append(f"**{text}**" if pair.low > 0 or pair.high < 0 else text)
+            cells.append(bold_if_sure(paired(with_mix, without)))
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 

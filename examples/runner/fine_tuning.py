@@ -47,9 +47,9 @@ def steps_per_epoch(rows: int) -> int:
     return rows // min(BATCH, rows)
 
 
-def batches(rows: Tensor) -> Iterator[Tensor]:
+def batches(rows: Tensor, size: int = BATCH, generator: torch.Generator | None = None) -> Iterator[Tensor]:
     """The rows in a new order each epoch, whole batches alone, without end."""
-    size = min(BATCH, len(rows))
+    size = min(size, len(rows))
     while True:
-        order = rows[torch.randperm(len(rows)).to(rows.device)]
-        yield from order[: steps_per_epoch(len(rows)) * size].split(size)
+        order = rows[torch.randperm(len(rows), generator=generator).to(rows.device)]
+        yield from order[: len(rows) // size * size].split(size)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,20 @@ class SavedRuns:
         self._domain, self._name, self._root, self._device = domain, data, root, device
         self._data: Dataset | None = None
 
-    def judge(self, checkpoint: Path, share: float, seed: int, probe: str, *, trained: bool = True) -> dict[str, Any]:
-        """Judge one run, or its network before training."""
+    def judge(
+        self, checkpoint: Path, shares: Sequence[float], seed: int, probe: str, *, trained: bool = True
+    ) -> list[dict[str, Any]]:
+        """Judge one run, or its network before training, with each share of the labels."""
         encoder, task = open_run(checkpoint, self._device, data=self._name, root=self._root, load=self._load)
         config = read_checkpoint(checkpoint)["config"]
-        data = labelled(task.data, share, seed, config.get("probe_rows"))
         if not trained:
             encoder = untrained_encoder(task, seed, min(config["batch_size"], len(task.data.train_y)), self._device)
-        return {"seed": seed, "labels": len(data.train_y), "metrics": evaluate(encoder, data, task.to_input, probe)}
+        found = []
+        for share in shares:
+            data = labelled(task.data, share, seed, config.get("probe_rows"))
+            metrics = evaluate(encoder, data, task.to_input, probe)
+            found.append({"seed": seed, "labels": len(data.train_y), "metrics": metrics})
+        return found
 
     def _load(self, config: Mapping[str, Any]) -> Dataset:
         if self._data is None:

@@ -45,11 +45,30 @@ def sign_test(ahead: int, behind: int) -> float:
     return float(stats.binomtest(ahead, ahead + behind).pvalue) if ahead + behind else 1.0
 
 
+def interval(found: Paired, digits: int = 1) -> str:
+    """From where to where it reaches; nothing where there is none."""
+    if found.low is None or found.high is None:
+        return ""
+    return f"{signed(found.low, digits)} to {signed(found.high, digits)}"
+
+
+def with_interval(found: Paired, digits: int = 1) -> str:
+    """The gain, and in brackets its interval where there is one."""
+    reach = interval(found, digits)
+    return f"{signed(found.gain, digits)} ({reach})" if reach else signed(found.gain, digits)
+
+
+def bold_if_sure(found: Paired) -> str:
+    """The same in Markdown, bold where the interval leaves zero out."""
+    is_sure = found.low is not None and found.high is not None and (found.low > 0 or found.high < 0)
+    return f"**{with_interval(found)}**" if is_sure else with_interval(found)
+
+
 def gain_in_words(without: Sequence[float], with_mix: Sequence[float]) -> str:
     """The gain of runs in the order of their seeds, with interval and p of the t-test where there are several."""
     found = paired(dict(enumerate(with_mix)), dict(enumerate(without)))
     if found is None:
         return ""
-    if found.low is None:
+    if found.p_t is None:
         return signed(found.gain, 2)
-    return f"{signed(found.gain, 2)} ({signed(found.low, 2)} to {signed(found.high, 2)}, p = {found.p_t:.2g})"
+    return f"{signed(found.gain, 2)} ({interval(found, 2)}, p = {found.p_t:.2g})"

@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from runner.errors import Refused
-from runner.report.paired import paired, sign_test
+from runner.report.paired import bold_if_sure, paired, sign_test
 from runner.report.signed import signed
 from runner.state.checkpoint import naming
 from runner.state.files import write_atomically, write_text
@@ -117,12 +117,7 @@ def gains(cells: Iterable[Cell], metric: str, pairs: Sequence[tuple[str, str]]) 
 
 def _gain(one: dict[int, float], other: dict[int, float]) -> str:
     found = paired(one, dict.fromkeys(one, other[0]) if set(other) == {0} else other)
-    if found is None:
-        return "no seed in common"
-    if found.low is None:
-        return signed(found.gain)
-    interval = f"{signed(found.gain)} ({signed(found.low)} to {signed(found.high)})"
-    return f"**{interval}**" if found.low > 0 or found.high < 0 else interval
+    return "no seed in common" if found is None else bold_if_sure(found)
 
 
 def compare(found: dict[str, dict[str, float]], one: str, other: str) -> str:
