@@ -107,9 +107,8 @@ def _draw_bars(axes: Any, kind: str, rows: list[Row]) -> None:
 
     rows = sorted(rows, key=lambda row: row["times"]["imix-aug"]["median"])
     found = dict.fromkeys(name for row in rows for name in row["times"] if name != "imix-aug")
-    names = sorted(
-        found, key=lambda name: name not in ALWAYS
-    )  # so that a colour is the same contestant's in each panel
+    # Those that each panel has come first, so that a colour is the same contestant's in all of them.
+    names = sorted(found, key=lambda name: name not in ALWAYS)
     for i, name in enumerate(names):
         places = [j + 0.8 * (i + 0.5) / len(names) - 0.4 for j in range(len(rows))]
         times = [row["times"].get(name, {}).get("median", math.nan) for row in rows]

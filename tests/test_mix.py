@@ -88,10 +88,8 @@ def test_cutmix_per_sample_draws_different_boxes():
 
 def test_cutmix_leaves_alone_what_is_skipped_whatever_its_shape():
     images, ages = torch.rand(6, 3, 8, 8), torch.arange(6.0)
-    batch, labels = IMix(mode="cutmix", skip="age", generator=torch.Generator().manual_seed(0))(
-        {"x": images, "age": ages}
-    )
-    alone, same = IMix(mode="cutmix", generator=torch.Generator().manual_seed(0))(images)
+    batch, labels = IMix(mode="cutmix", skip="age", generator=generator())({"x": images, "age": ages})
+    alone, same = IMix(mode="cutmix", generator=generator())(images)
     assert batch["age"] is ages
     assert torch.equal(batch["x"], alone)
     assert not torch.equal(alone, images)

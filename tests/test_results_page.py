@@ -16,11 +16,21 @@ TITLES = {"covtype": "Covertype", "cifar100": "CIFAR-100", "speechcommands": "sp
 METHODS = ("N-pair", "MoCo v2", "BYOL")
 
 
+def cells_of(line):
+    """The cells of a table's row, bold ones like all others."""
+    return [cell.strip().replace("*", "") for cell in line.strip("|").split("|")]
+
+
 def lines(page, begins):
     """The cells of the rows of a page's tables that begin like this."""
     text = (ROOT / page).read_text(encoding="utf-8")
-    rows = [line for line in text.splitlines() if line.startswith(f"| {begins} |")]
-    return [[cell.strip().replace("*", "") for cell in row.strip("|").split("|")] for row in rows]
+    return [cells_of(line) for line in text.splitlines() if line.startswith(f"| {begins} |")]
+
+
+def tables_below(text, header):
+    """The rows of each table whose header begins so, cell by cell."""
+    blocks = re.findall(rf"^\| {header}.*\n\| ---.*\n((?:\|.*\n)+)", text, re.MULTILINE)
+    return [[cells_of(line) for line in block.splitlines()] for block in blocks]
 
 
 def pairs(data, method, metric, change=""):
@@ -132,17 +142,8 @@ def section(title="## Tables of one's own"):
 
 
 def rows_of(first, text):
-    """The rows of each table of a section whose header begins so."""
-    blocks = re.findall(rf"^\| table \| {first}.*\n\| ---.*\n((?:\|.*\n)+)", text, re.MULTILINE)
-    return [
-        {
-            cells[0]: cells[1:]
-            for cells in (
-                [cell.strip().replace("*", "") for cell in line.strip("|").split("|")] for line in block.splitlines()
-            )
-        }
-        for block in blocks
-    ]
+    """The rows of each table of a section whose header begins so, by their first cell."""
+    return [{row[0]: row[1:] for row in rows} for rows in tables_below(text, rf"table \| {first}")]
 
 
 def test_every_way_has_its_seeds_on_every_table():
@@ -232,9 +233,8 @@ def with_few_labels(share):
 
 def rows_below(header):
     """The rows of the table whose header begins so, by their first cell."""
-    (block,) = re.findall(rf"^\| {header}.*\n\| ---.*\n((?:\|.*\n)+)", section("### Few labels"), re.MULTILINE)
-    cells = [[cell.strip().replace("*", "") for cell in line.strip("|").split("|")] for line in block.splitlines()]
-    return {row[0]: row[1:] for row in cells}
+    (rows,) = tables_below(section("### Few labels"), header)
+    return {row[0]: row[1:] for row in rows}
 
 
 def test_few_labels_are_of_the_same_tables_seed_by_seed():
@@ -298,10 +298,8 @@ def part(title):
 
 
 def table_rows(text, first):
-    """All rows of the tables whose header begins so, cell by cell, without the header."""
-    blocks = re.findall(rf"^\| {first} \|.*\n\| ---.*\n((?:\|.*\n)+)", text, re.MULTILINE)
-    lines = "".join(blocks).splitlines()
-    return [[cell.strip().replace("*", "") for cell in line.strip("|").split("|")] for line in lines]
+    """All rows of the tables whose header begins so."""
+    return [row for rows in tables_below(text, rf"{first} \|") for row in rows]
 
 
 def on_series(data, features, metric):
