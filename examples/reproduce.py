@@ -27,6 +27,7 @@ from runner.data.dataset import Dataset
 from runner.data.files import IMAGENETS
 from runner.device import pick_device
 from runner.domain import Domain, Task
+from runner.encoders import SMALL
 from runner.errors import Refused, one_line_errors
 from runner.few_labels import FewLabels
 from runner.many_tables import Bench, find_tables, judge_all, open_bench, write_page
@@ -53,19 +54,36 @@ PLACES = {
     "imagenet100": ("{root}/imagenet", "{root}/imagenet100"),
     "speechcommands": ("{root}/speech_commands_v0.01.tar.gz",),
 }
-# What an ablation varies: the option, its values, and the domains that have it.
-OVER: dict[str, tuple[str, list[str], tuple[str, ...]]] = {
-    "data": ("data-fraction", ["0.1", "0.25", "0.5", "1"], ("image", "speech", "tabular")),
-    "classes": ("class-fraction", ["0.3", "0.6", "1"], ("image", "speech", "tabular")),
-    "width": ("width", ["1", "2", "4", "8"], ("image", "speech", "tabular")),
-    "depth": ("arch", ["resnet18", "resnet34", "resnet50", "resnet101"], ("image", "speech")),
-    "epochs": ("epochs", ["25", "50", "100", "200"], ("image", "speech", "tabular")),
-    "batch": ("batch-size", ["64", "128", "256", "512"], ("image", "speech", "tabular")),
-    "queue": ("queue", ["512", "1024", "2048", "4096"], ("image", "speech", "tabular")),
-    "alpha": ("alpha", ["0.25", "0.5", "1", "2", "4"], ("image", "speech", "tabular")),
-    "temperature": ("temperature", ["0.05", "0.1", "0.2", "0.5"], ("image", "speech", "tabular")),
-    "augment": ("augment", ["none", "default"], ("image", "speech", "tabular")),
+
+
+def _everywhere(*values: str) -> dict[str, tuple[str, ...]]:
+    return dict.fromkeys(DOMAINS, values)
+
+
+# What an ablation varies: the option, and its values in the domains that have it.
+OVER: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
+    "data": ("data-fraction", _everywhere("0.1", "0.25", "0.5", "1")),
+    "rows": ("pretrain-rows", _everywhere("2500", "5000", "10000", "20000")),
+    "classes": ("class-fraction", _everywhere("0.3", "0.6", "1")),
+    "width": ("width", _everywhere("1", "2", "4", "8")),
+    "depth": (
+        "arch",
+        {
+            "image": ("resnet18", "resnet34", "resnet50", "resnet101"),
+            "speech": ("resnet8", "resnet14", "resnet20"),
+        },
+    ),
+    "epochs": ("epochs", _everywhere("25", "50", "100", "200")),
+    "batch": ("batch-size", _everywhere("64", "128", "256", "512")),
+    "queue": ("queue", _everywhere("512", "1024", "2048", "4096")),
+    "alpha": ("alpha", _everywhere("0.25", "0.5", "1", "2", "4")),
+    "lambda": ("lambda-per", _everywhere("row", "batch")),
+    "mix": ("mix", dict.fromkeys(("image", "speech"), ("mixup", "cutmix"))),
+    "inputmix": ("inputmix", _everywhere("0", "1", "2")),
+    "temperature": ("temperature", _everywhere("0.05", "0.1", "0.2", "0.5")),
+    "augment": ("augment", {name: domain.augmentations for name, domain in DOMAINS.items()}),
 }
+OF_IMIX = ("alpha", "lambda", "mix")  # plain training has none of these: one run serves all values
 
 # Options in which the cells of one data set differ, and none of which has to do with reading it.
 NOT_OF_THE_DATA = {
@@ -74,6 +92,7 @@ NOT_OF_THE_DATA = {
         "mix",
         "inputmix",
         "alpha",
+        "lambda_per",
         "augment",
         "dropout",
         "dropout_columns",
@@ -81,7 +100,7 @@ NOT_OF_THE_DATA = {
         "queue",
         "momentum",
     ),
-    *("epochs", "batch_size", "width", "projection_bn", "prediction_bn", "pretrain_rows", "out"),
+    *("epochs", "batch_size", "arch", "width", "projection_bn", "prediction_bn", "pretrain_rows", "out"),
 }
 
 
@@ -113,7 +132,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def table(args: argparse.Namespace) -> None:
     """Table 1, 2 or 3: every row without and with i-Mix."""
-    folder, title = args.out / f"table{args.table}-{args.scale}", _title(args, f"Table {args.table}")
+    folder, title = _table_folder(args, args.table), _title(args, f"Table {args.table}")
     cells: list[Cell] = []
     for row in _choose(TABLES[args.table], args.rows):
         line = {"row": row.name, "data": row.data, "method": METHOD_NAMES[row.method], "found": {}, "runs": {}}
@@ -181,30 +200,35 @@ def _judge_elsewhere(
 
 
 def ablation(args: argparse.Namespace) -> None:
-    """One quantity, several values: accuracy without and with i-Mix against it."""
+    """One quantity, several values: accuracy without and with i-Mix against it.
+
+    Where a value is the recipe's own, the cell is that of Table 1, unless ``--change`` made another of it.
+    """
     if not args.over:
         raise Refused(f"ablation: say over what with --over; known are {', '.join(OVER)}")
-    option, values, domains = OVER[args.over]
+    option, values = OVER[args.over]
     default = "covtype-moco" if args.over == "queue" else "covtype-npair"
     row, *more = _choose(TABLES["1"], args.rows or [default])
     if more:
         raise Refused("ablation: wanted one of --rows")
-    if row.domain not in domains:
-        raise Refused(f"--over {args.over}: {row.data} has no such thing; give --rows one of {' or '.join(domains)}")
+    if row.domain not in values:
+        raise Refused(f"--over {args.over}: {row.data} has no such thing; give --rows one of {' or '.join(values)}")
     if args.over == "queue" and row.method != "moco":
         raise Refused(f"--over queue: {METHOD_NAMES[row.method]} has none; give --rows one with moco")
     folder = args.out / f"ablation-{args.over}-{row.name}-{args.scale}"
+    shared = folder / "own" if args.changes else _table_folder(args, "1") / row.name
     title = _title(args, f"{row.name} over {args.over}")
     cells: list[Cell] = []
-    for value in args.values or values:
+    for value in args.values or values[row.domain]:
         line: dict[str, Any] = {"row": f"{args.over} {value}", "data": row.data, "method": METHOD_NAMES[row.method]}
-        line.update({"value": value, "published": dict.fromkeys(MIXES), "found": {}, "runs": {}})
+        line |= {"over": args.over, "value": value, "published": dict.fromkeys(MIXES), "found": {}, "runs": {}}
         for mix in MIXES:
-            alone = args.over == "alpha" and mix == "none"  # draws no lambda: one run serves all alphas
-            options = recipe(row, mix, args.scale)
-            if not alone:
-                options = _replace(options, option, value)
-            cells.append(Cell(line, row, mix, folder / ("any" if alone else value) / mix, options))
+            own = recipe(row, mix, args.scale)
+            varied = own if mix == "none" and args.over in OF_IMIX else _replace(own, option, value)
+            if sorted(varied) == sorted(own):
+                cells.append(Cell(line, row, mix, shared / mix, own))
+            else:
+                cells.append(Cell(line, row, mix, folder / value / mix, varied))
     _finish(folder, title, _measure(args, folder, title, cells), partial(draw_against, args.over))
 
 
@@ -345,9 +369,9 @@ def _finished(folder: Path, command: str) -> dict[int, dict[str, Any]]:
 def _replace(options: list[str], option: str, value: str) -> list[str]:
     """Set one option, and leave out those that go with another choice of it."""
     dropped = {f"--{option}"}
-    if option == "arch" and value != "cnn":
+    if option == "arch" and value not in SMALL:
         dropped.add("--width")
-    if option == "augment" and value == "none":
+    if option == "augment" and value != "default":
         dropped |= {"--dropout", "--dropout-columns"}
     if option == "epochs":
         dropped.add("--milestones")
@@ -370,6 +394,10 @@ def _require(args: argparse.Namespace, data: str) -> None:
     if not any(place.exists() for place in places):
         wanted = "put it there" if data in IMAGENETS else "give --download"
         raise CannotRun(f"{data} is not in {places[0]}; {wanted}, or say where it is with --path {data}=PATH")
+
+
+def _table_folder(args: argparse.Namespace, table: str) -> Path:
+    return args.out / f"table{table}-{args.scale}"
 
 
 def _choose(rows: list[Row], names: Iterable[str] | None) -> list[Row]:

@@ -63,20 +63,29 @@ class SmallCNN(nn.Module):
 
 
 class SmallResNet(nn.Module):
-    """ResNet-8: a convolution of stride 2 and three residual blocks of ``width``, twice and four times the channels."""
+    """A convolution of stride 2 and three stages of residual blocks: ``width``, twice and four times the channels.
 
-    def __init__(self, channels: int, width: int = 16) -> None:
+    With one, two or three ``blocks`` per stage this is the ResNet-8, -14 or -20 of the CIFAR family.
+    """
+
+    def __init__(self, channels: int, width: int = 16, blocks: int = 1) -> None:
         super().__init__()
         self.stem = nn.Sequential(
             nn.Conv2d(channels, width, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
         )
-        self.layer1 = residual_block(width, width, stride=1)
-        self.layer2 = residual_block(width, 2 * width, stride=2)
-        self.layer3 = residual_block(2 * width, 4 * width, stride=2)
+        self.layer1 = stage(width, width, stride=1, blocks=blocks)
+        self.layer2 = stage(width, 2 * width, stride=2, blocks=blocks)
+        self.layer3 = stage(2 * width, 4 * width, stride=2, blocks=blocks)
         self.features = 4 * width
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layer3(self.layer2(self.layer1(self.stem(x)))).mean((2, 3))
+
+
+def stage(inputs: int, outputs: int, stride: int, blocks: int) -> nn.Sequential:
+    """Residual blocks one after the other, of which the first changes the shape."""
+    first = residual_block(inputs, outputs, stride)
+    return nn.Sequential(first, *(residual_block(outputs, outputs, stride=1) for _ in range(blocks - 1)))
 
 
 def residual_block(inputs: int, outputs: int, stride: int) -> nn.Module:
@@ -105,12 +114,16 @@ def build_resnet(name: str, channels: int, *, small_images: bool) -> nn.Module:
     return net
 
 
+BLOCKS = {"resnet8": 1, "resnet14": 2, "resnet20": 3}  # per stage of the small ResNets
+SMALL = ("cnn", *BLOCKS)  # what ``--width`` is for
+
+
 def build_encoder(arch: str, channels: int, size: int, width: int) -> nn.Module:
-    """Build ``cnn``, ``resnet8`` or a ResNet by torchvision's name for square inputs of ``size`` pixels."""
+    """Build one of the small networks, or a ResNet by torchvision's name, for square inputs of ``size`` pixels."""
     if arch == "cnn":
         return SmallCNN(channels, width)
-    if arch == "resnet8":
-        return SmallResNet(channels, width)
+    if arch in BLOCKS:
+        return SmallResNet(channels, width, BLOCKS[arch])
     return build_resnet(arch, channels, small_images=size <= 64)
 
 

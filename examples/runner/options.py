@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from runner.encoders import NORMS
+from runner.encoders import NORMS, SMALL
 from runner.errors import Refused
 from runner.evaluate import PROBES
 from runner.methods import METHODS
@@ -31,6 +31,11 @@ def build_parser(
         "--inputmix", type=whole(0), default=0, metavar="K", help="also blend K other rows into every input (InputMix)"
     )
     option("--alpha", type=_positive, help="lambda is drawn from Beta(alpha, alpha)")
+    option(
+        "--lambda-per",
+        choices=("row", "batch"),
+        help="draw a lambda for each row, or one for the batch (default: row for mixup, batch for cutmix)",
+    )
     option(
         "--augment",
         default="default",
@@ -126,11 +131,12 @@ def refuse_unused(given: Mapping[str, Any], named: tuple[str, ...]) -> None:
     """
     method, unmixed = given["method"], given["mix"] == ["none"]
     unused = {
-        "width": given.get("arch") not in (None, "cnn", "resnet8") and f"{given['arch']} has one width",
+        "width": given.get("arch") not in (None, *SMALL) and f"{given['arch']} has one width",
         "temperature": method in ("byol", "simsiam") and f"{method} has none",
         "queue": method != "moco" and f"{method} has none",
         "momentum": method not in ("moco", "byol") and f"{method} keeps no moving average",
         "alpha": unmixed and "--mix none draws no lambda",
+        "lambda_per": unmixed and "--mix none draws no lambda",
         "prediction_bn": method not in ("byol", "simsiam") and f"{method} has no predictor",
         "mix_at": unmixed and "--mix none mixes nowhere",
         "dropout": given["augment"] != "default" and f"--augment {given['augment']} drops nothing",

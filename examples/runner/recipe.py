@@ -11,14 +11,15 @@ from torch import Tensor, nn
 from imix_aug import IMix, InputMix, VirtualLabels
 
 
-def build_mix(name: str, alpha: float, *, table: bool = False) -> nn.Module | None:
+def build_mix(name: str, alpha: float, lambda_per: str | None = None, *, table: bool = False) -> nn.Module | None:
     """Build i-Mix by its name on the command line; ``none`` trains without.
 
-    In a ``table`` (N, columns), cutmix pastes a span of neighbouring columns.
+    ``lambda_per`` says "row" or "batch", None leaves it to the mode. In a ``table`` (N, columns), cutmix pastes a span
+    of neighbouring columns.
     """
     if name == "none":
         return None
-    imix = IMix(alpha, name)
+    imix = IMix(alpha, name, per_sample=None if lambda_per is None else lambda_per == "row")
     return Columns(imix) if table and name == "cutmix" else imix
 
 

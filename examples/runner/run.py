@@ -111,7 +111,7 @@ def pretrain(experiment: Experiment, task: Task, data: Dataset) -> tuple[nn.Modu
     torch.manual_seed(experiment.seed)
     encoder = task.build_encoder()
     method = _on_device(settings, encoder)
-    imix = build_mix(experiment.mix, settings.alpha, table=not task.pictures)
+    imix = build_mix(experiment.mix, settings.alpha, settings.lambda_per, table=not task.pictures)
     inputmix = build_inputmix(settings.inputmix)
     optimizer, schedule = build_optimizer(
         method.parameters(),

@@ -46,6 +46,7 @@ class Settings:
     mix_at: str | None
     inputmix: int
     alpha: float
+    lambda_per: str | None = None  # None leaves it to the mode of i-Mix
     augment: str
     epochs: int
     batch_size: int

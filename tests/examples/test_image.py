@@ -1,5 +1,6 @@
 import pickle
 from itertools import permutations
+from types import SimpleNamespace
 
 import image
 import numpy as np
@@ -17,8 +18,10 @@ from runner.augment.image import (
     rotate_hue,
     saturate,
 )
+from runner.data.dataset import Dataset
 from runner.data.image import load_image
-from runner.encoders import build_resnet
+from runner.domains.image import IMAGES
+from runner.encoders import build_encoder, build_resnet
 from runner.errors import Refused
 from runner.inputs import Normalize
 from torchvision.transforms import RandomResizedCrop
@@ -153,6 +156,22 @@ def test_augmentation_keeps_to_its_range_and_generator(colours):
     assert 0 < grey.sum() < 30  # a fifth of 64
 
 
+def test_the_weak_augmentation_leaves_the_colours(colours):
+    weak = SimCLRAugment(colours=False)(colours, torch.Generator().manual_seed(1))
+    assert torch.equal(weak, crop_and_flip(colours, 0.2, True, torch.Generator().manual_seed(1)))
+
+
+@pytest.mark.parametrize(("augment", "moves", "recolours"), [("none", 0, 0), ("weak", 1, 0), ("default", 1, 1)])
+def test_what_each_augmentation_changes(augment, moves, recolours):
+    settings = SimpleNamespace(augment=augment, arch="cnn", width=1, device=torch.device("cpu"))
+    flat = torch.tensor([200, 90, 40], dtype=torch.uint8)[:, None, None].expand(20, 3, 16, 16)
+    ramp = torch.arange(0, 256, 16, dtype=torch.uint8).expand(20, 3, 16, 16)
+    for pixels, changes in ((flat, recolours), (ramp, moves)):
+        task = IMAGES.task(settings, Dataset("photos", pixels, torch.arange(20), pixels, torch.arange(20), []))
+        view = task.augmented(pixels)
+        assert torch.allclose(view, task.to_input(pixels), atol=1e-4) == (not changes)
+
+
 def test_crop_of_everything_is_the_image_and_flip_its_mirror(colours):
     draw = torch.Generator().manual_seed(0)
     square = crop_and_flip(torch.linspace(0, 1, 12).expand(64, 1, 12, 12), 1.0, True, draw)
@@ -246,6 +265,16 @@ def test_the_stem_begins_like_the_other_convolutions(channels, fan_out):
     torch.manual_seed(0)
     stem = build_resnet("resnet18", channels, small_images=True).conv1.weight
     assert stem.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.1)
+
+
+@pytest.mark.parametrize("arch", ["resnet8", "resnet14", "resnet20"])
+def test_the_name_of_a_small_resnet_counts_its_layers(arch):
+    net = build_encoder(arch, channels=1, size=32, width=4)
+    kernels = [tuple(part.kernel_size) for part in net.modules() if isinstance(part, torch.nn.Conv2d)]
+    assert f"resnet{kernels.count((3, 3)) + 1}" == arch  # the last layer is the classifier, which there is none of
+    assert kernels.count((1, 1)) == 2  # beside the two stages that begin with another shape
+    with torch.no_grad():
+        assert net.eval()(torch.zeros(2, 1, 40, 32)).shape == (2, net.features) == (2, 16)
 
 
 @pytest.mark.parametrize(("channels", "size"), [(1, 32), (3, 64)])

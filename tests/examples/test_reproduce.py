@@ -11,6 +11,8 @@ import torch
 from runner.data.dataset import Dataset
 from runner.data.speech import SpeechDataset
 from runner.paper import SCALES, TABLES, recipe
+from runner.report import plots
+from scipy import stats
 
 ROWS = [row for rows in TABLES.values() for row in rows]
 
@@ -97,20 +99,60 @@ def test_a_table_beside_the_published_figures(tmp_path, report, monkeypatch, cap
     assert report("table1-cpu", *options)[0] == forests
 
 
-def test_an_ablation_trains_what_does_not_vary_once(tmp_path, report, monkeypatch):
+SMALL = ("--rows", "cifar100-npair", "--path", "cifar100=digits", "--change", "epochs=1", "width=1", "probe-rows=200")
+
+
+@pytest.mark.parametrize(
+    ("over", "values", "options", "wanted"),
+    [
+        ("alpha", ("1", "3"), (), [("none", 2.0, None), ("mixup", 1.0, None), ("mixup", 3.0, None)]),
+        ("lambda", ("row", "batch"), (), [("none", 2.0, None), ("mixup", 2.0, "row"), ("mixup", 2.0, "batch")]),
+        ("mix", ("mixup", "cutmix"), SMALL, [("none", 1.0, None), ("mixup", 1.0, None), ("cutmix", 1.0, None)]),
+    ],
+)
+def test_an_ablation_trains_what_does_not_vary_once(tmp_path, report, monkeypatch, over, values, options, wanted):
     trained = []
     pretrain = runner.run.pretrain
 
     def note(experiment, *rest):
-        trained.append((experiment.mix, experiment.settings.alpha))
+        trained.append((experiment.mix, experiment.settings.alpha, experiment.settings.lambda_per))
         return pretrain(experiment, *rest)
 
     monkeypatch.setattr(runner.run, "pretrain", note)
-    options = ("ablation", "--over", "alpha", "--values", "1", "3", "--path", forest(tmp_path / "cover.csv", 800))
-    one, three = report("ablation-alpha-covtype-npair-cpu", *options)
-    assert trained == [("none", 2.0), ("mixup", 1.0), ("mixup", 3.0)]
-    assert (one["value"], three["value"]) == ("1", "3")
-    assert one["found"]["none"] == three["found"]["none"]
+    options = options or ("--path", forest(tmp_path / "cover.csv", 800))
+    row = "cifar100-npair" if "cifar100-npair" in options else "covtype-npair"
+    one, other = report(f"ablation-{over}-{row}-cpu", "ablation", "--over", over, "--values", *values, *options)
+    assert trained == wanted
+    assert (one["value"], other["value"]) == values
+    assert one["found"]["none"] == other["found"]["none"]
+
+
+def test_an_ablation_shares_the_cells_of_table_1(tmp_path, report, monkeypatch):
+    path = ("--path", forest(tmp_path / "cover.csv", 800))
+    (table,) = report("table1-cpu", "1", "--rows", "covtype-npair", *path)
+    monkeypatch.setattr(runner.run, "pretrain", lambda *_: pytest.fail("trained again"))
+    (row,) = report(
+        "ablation-temperature-covtype-npair-cpu", "ablation", "--over", "temperature", "--values", "0.1", *path
+    )
+    assert row["found"] == table["found"]
+
+
+def test_an_ablation_draws_the_gain_with_its_interval(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, _: figures.append(figure))
+    without, with_mix = [50.0, 51.0, 52.0], [53.0, 55.0, 54.0]
+    lines = [
+        {"value": "1", "found": {"none": without, "mixup": with_mix}},
+        {"value": "2", "found": {"none": [50.0], "mixup": [49.0]}},
+    ]
+    plots.draw_against("alpha", tmp_path / "report.png", "title", lines)
+    accuracy, gain = figures[0].axes
+    assert [list(line.get_ydata()) for line in accuracy.lines] == [[51.0, 50.0], [54.0, 49.0]]
+    assert list(gain.lines[1].get_ydata()) == [3.0, -1.0]
+    (band,) = gain.collections
+    reach = stats.ttest_rel(with_mix, without).confidence_interval(0.95)
+    heights = band.get_paths()[0].vertices[:, 1]  # one run has no interval, and the band ends before it
+    assert (heights.min(), heights.max()) == pytest.approx((reach.low, reach.high))
 
 
 def test_transfer_probes_other_data(tmp_path, report):
@@ -143,6 +185,8 @@ def test_varying_an_option_drops_what_only_went_with_the_old_value():
     options = ["--milestones", "18", "24", "--arch", "cnn", "--width", "16", "--epochs", "30"]
     assert reproduce._replace(options, "epochs", "60") == ["--arch", "cnn", "--width", "16", "--epochs", "60"]
     assert reproduce._replace(options[3:], "arch", "resnet18") == ["--epochs", "30", "--arch", "resnet18"]
+    small = ["--width", "16", "--epochs", "30", "--arch", "resnet14"]
+    assert reproduce._replace(options[3:], "arch", "resnet14") == small
 
 
 @pytest.mark.parametrize(
@@ -151,6 +195,7 @@ def test_varying_an_option_drops_what_only_went_with_the_old_value():
         (("1", "--rows", "mnist-npair"), "known are cifar10-npair"),
         (("ablation",), "--over"),
         (("ablation", "--over", "depth"), "has no such thing"),
+        (("ablation", "--over", "mix"), "has no such thing; give --rows one of image or speech"),
         (("ablation", "--over", "queue", "--rows", "covtype-npair"), "N-pair has none"),
         (("transfer", "--labels", "2"), "wanted shares between 0 and 1"),
     ],

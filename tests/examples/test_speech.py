@@ -29,9 +29,10 @@ def test_methods(runs, words, method):  # noqa: F811
     assert done[0]["method"] == method
 
 
-def test_resnet_takes_one_channel(runs, words):  # noqa: F811
-    options = ("--data", words, "--arch", "resnet18", "--mix", "mixup", "--augment", "none")
-    assert runs(speech, *options, *TINY)[0]["config"]["arch"] == "resnet18"
+@pytest.mark.parametrize("arch", [("resnet18",), ("resnet14", "--width", 2)])
+def test_resnets_take_one_channel(runs, words, arch):  # noqa: F811
+    options = ("--data", words, "--arch", *arch, "--mix", "mixup", "--augment", "none")
+    assert runs(speech, *options, *TINY)[0]["config"]["arch"] == arch[0]
 
 
 def test_embedded_digits_with_one_command(runs, tmp_path):

@@ -81,6 +81,12 @@ def test_views_follow_from_seed_epoch_and_row_alone(photos):
     assert torch.equal(torch.get_rng_state(), before)  # the run's own draws are as they were
 
 
+def test_weak_views_leave_the_colours():
+    crop, mirror = simclr_views(224, colours=False).transforms
+    assert (type(crop), tuple(crop.scale)) == (v2.RandomResizedCrop, (0.2, 1.0))
+    assert isinstance(mirror, v2.RandomHorizontalFlip)
+
+
 def test_large_images_are_blurred_and_small_ones_not():
     kinds = [[type(step).__name__ for step in simclr_views(size).transforms] for size in (64, 224)]
     assert len(kinds[1]) == len(kinds[0]) + 1

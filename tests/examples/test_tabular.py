@@ -12,7 +12,7 @@ from runner.augment.tabular import input_dropout
 from runner.data.dataset import subsample
 from runner.data.tabular import load_tabular
 from runner.errors import Refused
-from runner.recipe import build_optimizer
+from runner.recipe import build_mix, build_optimizer
 from runner.state.saved import open_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -308,6 +308,7 @@ def test_tensorboard_gets_the_loss_of_every_epoch(runs, tmp_path):
         (tabular, ("--queue", 100), "--queue 100"),
         (tabular, ("--method", "simsiam", "--momentum", 0.9), "--momentum 0.9"),
         (tabular, ("--mix", "none", "--alpha", 2), "--alpha 2.0"),
+        (tabular, ("--mix", "none", "--lambda-per", "batch"), "--lambda-per batch"),
         (tabular, ("--mix", "none", "--mix-at", "layer2"), "--mix-at layer2"),
         (tabular, ("--augment", "none", "--dropout", 0.1), "--dropout 0.1"),
         (tabular, ("--label", "kind"), "--label kind"),
@@ -318,6 +319,34 @@ def test_tensorboard_gets_the_loss_of_every_epoch(runs, tmp_path):
 )
 def test_an_option_that_would_do_nothing_is_refused(refusal, script, options, words):
     assert words in refusal(script, *options)
+
+
+@pytest.mark.parametrize(
+    ("options", "draws"),
+    [
+        (("--mix", "mixup"), 128),
+        (("--mix", "mixup", "--lambda-per", "row"), 128),
+        (("--mix", "mixup", "--lambda-per", "batch"), 1),
+        (("--mix", "cutmix"), 1),
+        (("--mix", "cutmix", "--lambda-per", "batch"), 1),
+    ],
+)
+def test_a_lambda_is_drawn_per_row_or_per_batch(runs, monkeypatch, options, draws):
+    drawn, real = set(), runner.run.build_mix
+
+    def noting(*given, **more):
+        imix = real(*given, **more)
+        imix.register_forward_hook(lambda _module, _inputs, result: drawn.add(len(result[1].lam.unique())))
+        return imix
+
+    monkeypatch.setattr(runner.run, "build_mix", noting)
+    runs(tabular, *options, "--epochs", 1, "--batch-size", 128, "--seeds", 1, "--width", 1)
+    assert drawn == {draws}
+
+
+def test_cutmix_cuts_each_row_in_its_own_way():
+    imix = build_mix("cutmix", 1.0, "row", table=True)
+    assert len(imix(torch.zeros(64, 100))[1].lam.unique()) > 10  # a span of the row is a whole number of columns
 
 
 def test_milestones_divide_the_rate(runs, tmp_path):

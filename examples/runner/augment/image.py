@@ -15,12 +15,12 @@ from torch import Tensor
 class SimCLRAugment:
     """Random resized crop, horizontal flip, colour jitter, greyscale: float images (N, C, H, W) in [0, 1]."""
 
-    def __init__(self, *, flip: bool = True, least_area: float = 0.2) -> None:
-        self.flip, self.least_area = flip, least_area
+    def __init__(self, *, flip: bool = True, least_area: float = 0.2, colours: bool = True) -> None:
+        self.flip, self.least_area, self.colours = flip, least_area, colours
 
     def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         x = crop_and_flip(x, self.least_area, self.flip, generator)
-        if x.shape[1] == 3:
+        if self.colours and x.shape[1] == 3:
             x = jitter_colours(x, generator)
         return x
 

@@ -117,18 +117,24 @@ def middle(size: int) -> Change:
     return v2.Compose([v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size)])
 
 
-def simclr_views(size: int) -> Change:
-    """MoCo v2's augmentation, the paper's for ImageNet: SimCLR's with weaker colours. Small images are not blurred."""
+def simclr_views(size: int, *, colours: bool = True) -> Change:
+    """MoCo v2's augmentation, the paper's for ImageNet: SimCLR's with weaker colours. Small images are not blurred.
+
+    Without ``colours`` an image is cropped and mirrored, no more.
+    """
     from torchvision.transforms import v2
 
+    crop, mirror = v2.RandomResizedCrop(size, scale=(0.2, 1.0)), v2.RandomHorizontalFlip()
+    if not colours:
+        return v2.Compose([crop, mirror])
     blur = [v2.RandomApply([v2.GaussianBlur(kernel_size=23, sigma=(0.1, 2.0))], p=0.5)] if size > 64 else []
     return v2.Compose(
         [
-            v2.RandomResizedCrop(size, scale=(0.2, 1.0)),
+            crop,
             v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
             v2.RandomGrayscale(p=0.2),
             *blur,
-            v2.RandomHorizontalFlip(),
+            mirror,
         ]
     )
 

@@ -45,7 +45,7 @@ class Images:
     description = "Contrastive pretraining on images, with and without i-Mix."
     data_help = f"{', '.join(NAMED)}, or a folder with CLASS/IMAGE, or train/CLASS/IMAGE and test/CLASS/IMAGE"
     named = NAMED
-    augmentations = ("none", "default")
+    augmentations = ("none", "weak", "default")
     settings = ImageSettings
 
     def add_options(self, parser: argparse.ArgumentParser) -> None:
@@ -77,8 +77,9 @@ class Images:
         _, channels, _, size = data.train_x.shape
         streamed = isinstance(data.train_x, ImageFiles)
         to_input = Normalize(data.name, data.train_x).to(settings.device)
+        is_changed, colours = settings.augment != "none", settings.augment == "default"
         # A mirrored digit is no digit; a mirrored cat is a cat.
-        augment = SimCLRAugment(flip=data.name != "digits") if settings.augment == "default" else nn.Identity()
+        augment = SimCLRAugment(flip=data.name != "digits", colours=colours) if is_changed else nn.Identity()
 
         def augmented(pixels: Tensor) -> Tensor:
             return to_input(augment(pixels.float() / 255))
@@ -86,8 +87,8 @@ class Images:
         def build() -> nn.Module:
             return build_encoder(settings.arch, channels, size, settings.width)
 
-        changed = (simclr_views if settings.augment == "default" else middle)(size) if streamed else None
-        return Task(data, to_input, build, augmented, raw_name="pixels", changed=changed)
+        views = (simclr_views(size, colours=colours) if is_changed else middle(size)) if streamed else None
+        return Task(data, to_input, build, augmented, raw_name="pixels", changed=views)
 
 
 IMAGES = Images()

@@ -14,12 +14,12 @@ from runner.augment.audio import AudioAugment, Stretch
 from runner.augment.commands import CommandsAugment
 from runner.data.speech import NAMED, SpeechDataset, load_speech
 from runner.domain import Task
-from runner.encoders import build_encoder
+from runner.encoders import SMALL, build_encoder
 from runner.errors import Refused
 from runner.inputs import Decibels, LogMel
 from runner.settings import Settings
 
-ARCHITECTURES = ("cnn", "resnet8", "resnet18", "resnet34", "resnet50", "resnet101")
+ARCHITECTURES = (*SMALL, "resnet18", "resnet34", "resnet50", "resnet101")
 RECIPES: dict[str, dict[str, Any]] = {
     "digits": {"epochs": 15, "seeds": 1},
     "other": {"epochs": 100},

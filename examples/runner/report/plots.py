@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 from matplotlib import colormaps, rcParams
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from runner.report.paired import paired
 from runner.state.files import write_atomically
 
 rcParams["text.parse_math"] = False  # a dollar in a name is a dollar
@@ -106,26 +108,33 @@ def draw_beside(path: Path, title: str, lines: list[dict[str, Any]]) -> None:
 
 
 def draw_against(quantity: str, path: Path, title: str, lines: list[dict[str, Any]]) -> None:
-    """Draw the accuracy without and with i-Mix against the quantity that an ablation varies."""
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.add_subplot()
+    """Draw the accuracy without and with i-Mix against what an ablation varies, and the gain with its 95 % interval."""
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    accuracy, gain = figure.subplots(1, 2)
+    places = range(len(lines))
     for mix in ("none", "mixup"):
         found = [line["found"][mix] for line in lines]
-        axes.errorbar(
-            range(len(lines)),
-            [mean(one) for one in found],
-            yerr=[stdev(one) if len(one) > 1 else 0.0 for one in found],
-            marker="o",
-            capsize=4,
-            color=COLOURS[mix],
-            label=label_of(mix),
-        )
-    axes.set_xticks(range(len(lines)), [line["value"] for line in lines])
-    axes.set_xlabel(quantity)
-    axes.set_ylabel("linear probe, percent")
-    axes.set_title(title)
-    axes.legend()
+        means, deviations = [mean(one) for one in found], [stdev(one) if len(one) > 1 else 0.0 for one in found]
+        accuracy.plot(places, means, marker="o", color=COLOURS[mix], label=label_of(mix))
+        _draw_band(accuracy, [(m - d, m + d) for m, d in zip(means, deviations, strict=True)], COLOURS[mix])
+    pairs = [paired(*(dict(enumerate(line["found"][mix])) for mix in ("mixup", "none"))) for line in lines]
+    gain.axhline(0, color="black", linewidth=0.8)
+    gain.plot(places, [pair.gain for pair in pairs if pair], marker="o", color=COLOURS["mixup"])
+    _draw_band(gain, [(pair.low, pair.high) for pair in pairs if pair], COLOURS["mixup"])
+    for axes in (accuracy, gain):
+        axes.set_xticks(places, [line["value"] for line in lines])
+        axes.set_xlabel(quantity)
+    accuracy.set_ylabel("linear probe, percent (band: one standard deviation)")
+    accuracy.legend()
+    gain.set_ylabel("gain, points (band: 95 % interval)")
+    figure.suptitle(title)
     save_figure(figure, path)
+
+
+def _draw_band(axes: Axes, ends: list[tuple[float | None, float | None]], colour: str) -> None:
+    """Shade between the ends, where there are any."""
+    low, high = np.array(ends, dtype=float).T  # None becomes NaN
+    axes.fill_between(range(len(ends)), low, high, color=colour, alpha=0.2, linewidth=0)
 
 
 def label_of(mix: str) -> str:
