@@ -83,6 +83,7 @@ OVER: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
     "temperature": ("temperature", _everywhere("0.05", "0.1", "0.2", "0.5")),
     "augment": ("augment", {name: domain.augmentations for name, domain in DOMAINS.items()}),
 }
+IMPLIED = {"alpha": "1", "lambda-per": "row", "inputmix": "0"}  # what a recipe means that does not say it
 OF_IMIX = ("alpha", "lambda", "mix")  # plain training has none of these: one run serves all values
 
 # Options in which the cells of one data set differ, and none of which has to do with reading it.
@@ -224,11 +225,11 @@ def ablation(args: argparse.Namespace) -> None:
         line |= {"over": args.over, "value": value, "published": dict.fromkeys(MIXES), "found": {}, "runs": {}}
         for mix in MIXES:
             own = recipe(row, mix, args.scale)
-            varied = own if mix == "none" and args.over in OF_IMIX else _replace(own, option, value)
-            if sorted(varied) == sorted(own):
+            known = own[own.index(f"--{option}") + 1] if f"--{option}" in own else IMPLIED.get(option)
+            if value == known or (mix == "none" and args.over in OF_IMIX):
                 cells.append(Cell(line, row, mix, shared / mix, own))
             else:
-                cells.append(Cell(line, row, mix, folder / value / mix, varied))
+                cells.append(Cell(line, row, mix, folder / value / mix, _replace(own, option, value)))
     _finish(folder, title, _measure(args, folder, title, cells), partial(draw_against, args.over))
 
 

@@ -106,7 +106,7 @@ SMALL = ("--rows", "cifar100-npair", "--path", "cifar100=digits", "--change", "e
     ("over", "values", "options", "wanted"),
     [
         ("alpha", ("1", "3"), (), [("none", 2.0, None), ("mixup", 1.0, None), ("mixup", 3.0, None)]),
-        ("lambda", ("row", "batch"), (), [("none", 2.0, None), ("mixup", 2.0, "row"), ("mixup", 2.0, "batch")]),
+        ("lambda", ("row", "batch"), (), [("none", 2.0, None), ("mixup", 2.0, None), ("mixup", 2.0, "batch")]),
         ("mix", ("mixup", "cutmix"), SMALL, [("none", 1.0, None), ("mixup", 1.0, None), ("cutmix", 1.0, None)]),
     ],
 )
