@@ -1,7 +1,8 @@
 """Collect what `examples/reproduce.py` measured: `python docs/figures/gather.py runs/reproduce/table1-cpu`.
 
 Takes any number of its folders and puts their runs, a line each, into `results.json` beside this file, those of
-transfer into `transfer.json`. Runs that are there already are replaced, those of other data and methods stay.
+transfer into `transfer.json`, those of ablations into `questions.json`. Runs that are there already are replaced, those
+of other data and methods stay.
 """
 
 import json
@@ -33,6 +34,8 @@ def entry(line: dict, run: dict, features: str, change: str) -> dict:
     }
     if "labels" in line:
         kept |= {"share": line["labels"], "labels": run["labels"]}
+    if "over" in line:
+        kept |= {"over": line["over"], "value": line["value"]}
     kept |= {"seed": run["seed"], "probe": round(100 * run["metrics"]["probe_accuracy"], 4)}
     kept["knn"] = round(100 * run["metrics"]["knn_accuracy"], 4)
     return {**kept, "cpu_seconds": run["cpu_seconds"]} if "cpu_seconds" in run else kept
@@ -40,14 +43,22 @@ def entry(line: dict, run: dict, features: str, change: str) -> dict:
 
 def identity(one: dict) -> tuple:
     """What tells a run from all others."""
-    return one["data"], one["method"] or "", one["change"], one.get("share", 1.0), one["features"], one["seed"]
+    asked = one.get("share", 1.0), one.get("over", ""), one.get("value", "")
+    return one["data"], one["method"] or "", one["change"], *asked, one["features"], one["seed"]
+
+
+def file_of(report: dict) -> str:
+    """Where the runs of a `report.json` belong."""
+    if report["title"].startswith("Transfer"):
+        return "transfer.json"
+    return "questions.json" if any("over" in line for line in report["rows"]) else "results.json"
 
 
 def main(folders: list[str]) -> None:
     """Merge the reports in these folders into the files."""
     for folder in folders:
         report = json.loads((Path(folder) / "report.json").read_text(encoding="utf-8"))
-        kept = HERE / ("transfer.json" if report["title"].startswith("Transfer") else "results.json")
+        kept = HERE / file_of(report)
         before = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else []
         known = {identity(one): one for one in [*before, *entries(report)]}
         lines = ",\n".join(json.dumps(known[key]) for key in sorted(known))

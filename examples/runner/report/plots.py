@@ -124,9 +124,9 @@ def draw_against(quantity: str, path: Path, title: str, lines: list[dict[str, An
     for axes in (accuracy, gain):
         axes.set_xticks(places, [line["value"] for line in lines])
         axes.set_xlabel(quantity)
-    accuracy.set_ylabel("linear probe, percent (band: one standard deviation)")
+    accuracy.set_ylabel("linear probe, percent (± deviation)")
     accuracy.legend()
-    gain.set_ylabel("gain, points (band: 95 % interval)")
+    gain.set_ylabel("gain, points (95 % interval)")
     figure.suptitle(title)
     save_figure(figure, path)
 
