@@ -1,4 +1,4 @@
-"""What features are worth on many tables: raw columns, untrained network, four trainings, gradient boosting."""
+"""What features are worth on many tables: raw columns, untrained network, six trainings, gradient boosting."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import Any, Protocol
 
 import torch
 from sklearn.ensemble import HistGradientBoostingClassifier
-from torch import nn
+from torch import Tensor, nn
 
-from runner.controls import raw_input, untrained
+from runner.controls import raw_input, untrained_encoder
 from runner.domain import Task
 from runner.domains.tabular import TABULAR
 from runner.errors import Refused
 from runner.evaluate import evaluate, extract_features, linear_probe
+from runner.piecewise import EncodedMLP
 from runner.report.wins import WinReport, accuracies, compare, draw_matrix, gains, matrix, means, seeds_of
 from runner.run import parse, prepare, pretrain
 from runner.settings import Settings
@@ -31,8 +32,10 @@ RAW, UNTRAINED, BOOSTING = "raw columns", "untrained network", "gradient boostin
 JOINED = "SCARF + i-Mix + raw columns"
 # Each training: the augmentation and the mix.
 TRAININGS = {
-    "none": ("default", "none"),
-    "i-Mix": ("default", "mixup"),
+    "none": ("none", "none"),
+    "i-Mix": ("none", "mixup"),
+    "dropout": ("default", "none"),
+    "dropout + i-Mix": ("default", "mixup"),
     "SCARF": ("scarf", "none"),
     "SCARF + i-Mix": ("scarf", "mixup"),
 }
@@ -60,14 +63,14 @@ class Bench:
             return {arm: raw_input(task, "logistic")}
         if arm == UNTRAINED:
             batch_size = min(settings.batch_size, len(task.data.train_y))
-            return {arm: untrained(task, seed, batch_size, settings.device, "logistic")}
+            return {arm: judge_encoder(untrained_encoder(task, seed, batch_size, settings.device), task)}
         if arm == BOOSTING:
             return {arm: boost(task, seed)}
         augment, mix = TRAININGS[arm]
         settings, task = self.prepared[augment]
         encoder, pace = pretrain(Experiment(settings, mix, seed), task, task.data)
         seconds = {"cpu_seconds": pace.summary()["cpu_seconds"]}
-        found = {arm: {**evaluate(encoder, task.data, task.to_input), **seconds}}
+        found = {arm: {**judge_encoder(encoder, task), **seconds}}
         if arm == "SCARF + i-Mix":
             found[JOINED] = {"probe_accuracy": probe_joined(encoder, task)}
         return found
@@ -89,7 +92,7 @@ def open_bench(path: Path, label: str, out: Path, options: list[str]) -> Bench:
     load = functools.cache(lambda: TABULAR.load(given))
     prepared = {
         augment: prepare(TABULAR, {**given, "augment": augment, "out": out / augment}, lambda _: load())
-        for augment in ("default", "scarf")
+        for augment in dict.fromkeys(augment for augment, _ in TRAININGS.values())
     }
     return Bench(path, prepared)
 
@@ -141,6 +144,26 @@ def describe(task: Task) -> dict[str, Any]:
     }
 
 
+def judge_encoder(encoder: nn.Module, task: Task) -> Metrics:
+    """Accuracies of all that an encoder hands on, and where it hands on its input too, of what it has learnt alone."""
+    found = evaluate(encoder, task.data, task.to_input)
+    if isinstance(encoder, EncodedMLP):
+        alone = evaluate(Learnt(encoder), task.data, task.to_input)
+        found.update({f"learnt_{name}": value for name, value in alone.items()})
+    return found
+
+
+class Learnt(nn.Module):
+    """The encoder without the columns that go past its network."""
+
+    def __init__(self, encoder: EncodedMLP) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.encoder.learnt(x)
+
+
 def boost(task: Task, seed: int, **options: Any) -> Metrics:
     """Gradient boosting on the raw columns with all labels: what a table is usually given."""
     data = task.data
@@ -162,11 +185,16 @@ def probe_joined(encoder: nn.Module, task: Task) -> float:
 METRICS = {
     "probe_accuracy": ("linear probe", ARMS),
     "knn_accuracy": ("kNN", (RAW, UNTRAINED, *TRAININGS)),
+    "learnt_probe_accuracy": ("linear probe of what is learnt", (UNTRAINED, *TRAININGS)),
+    "learnt_knn_accuracy": ("kNN of what is learnt", (UNTRAINED, *TRAININGS)),
 }
 PAIRS = (
     ("i-Mix", "none"),
+    ("i-Mix", "dropout"),
+    ("dropout + i-Mix", "dropout"),
     ("SCARF + i-Mix", "SCARF"),
     ("i-Mix", RAW),
+    ("dropout + i-Mix", RAW),
     ("SCARF + i-Mix", RAW),
     (JOINED, RAW),
     (JOINED, BOOSTING),

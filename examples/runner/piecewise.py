@@ -61,3 +61,7 @@ class EncodedMLP(TabularMLP):
     def forward(self, x: Tensor) -> Tensor:
         encoded = self.encode(x)
         return torch.cat([super().forward(encoded), encoded], dim=1)
+
+    def learnt(self, x: Tensor) -> Tensor:
+        """Its own features alone."""
+        return super().forward(self.encode(x))

@@ -8,9 +8,12 @@ import pytest
 import reproduce
 import runner.many_tables
 from runner.data.split import split_rows
-from runner.many_tables import ARMS, BOOSTING, DEVELOPMENT, JOINED, RAW
+from runner.evaluate import extract_features, linear_probe, nearest_neighbours
+from runner.many_tables import ARMS, BOOSTING, DEVELOPMENT, JOINED, RAW, open_bench
 from runner.report.paired import sign_test
 from runner.report.wins import accuracies, compare, gains, matrix, means, seeds_of, wins
+from runner.run import pretrain
+from runner.state.experiment import Experiment
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 
@@ -47,10 +50,29 @@ def test_every_way_on_every_table(report, capsys, tmp_path):
     assert first["tables"]["near"] == {"training_rows": 80, "test_rows": 20, "columns": 3, "inputs": 3, "classes": 2}
     page = (tmp_path / "out" / "tables-npair" / "report.md").read_text(encoding="utf-8")
     assert page in capsys.readouterr().out
-    others, development = page.split("## Development tables, linear probe")
+    others, _, development = page.partition("## Development tables, linear probe")
     assert "| near |" in others
     assert "| vehicle |" in development
     assert (tmp_path / "out" / "tables-npair" / "probe_accuracy.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_is_learnt_is_judged_without_what_goes_past_it(folder, tmp_path):
+    options = ["--epochs", "2", "--width", "1", "--device", "cpu"]
+    bench = open_bench(folder / "vehicle.csv", "kind", tmp_path / "out", options)
+    settings, task = bench.prepared["none"]
+    found = bench.judge("i-Mix", 0)["i-Mix"]
+    encoder, _ = pretrain(Experiment(settings, "mixup", 0), task, task.data)  # on from its last checkpoint: as it ended
+    whole = (extract_features(encoder, x, task.to_input) for x in (task.data.train_x, task.data.test_x))
+    train, test = (features[:, : encoder.features - encoder.encode.outputs] for features in whole)
+    labels = task.data.train_y, task.data.test_y
+    assert found["learnt_probe_accuracy"] == linear_probe(train, labels[0], test, labels[1])
+    assert found["learnt_knn_accuracy"] == nearest_neighbours(train, labels[0], test, labels[1])
+
+
+def test_a_network_that_hands_nothing_past_itself_is_judged_once(folder, tmp_path):
+    options = ["--epochs", "2", "--width", "1", "--bins", "0", "--device", "cpu"]
+    bench = open_bench(folder / "vehicle.csv", "kind", tmp_path / "out", options)
+    assert set(bench.judge("untrained network", 0)["untrained network"]) == {"probe_accuracy", "knn_accuracy"}
 
 
 def test_nothing_is_done_twice(report, monkeypatch):

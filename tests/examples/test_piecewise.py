@@ -52,6 +52,8 @@ def test_the_network_hands_the_encoded_columns_on():
     peer = TabularMLP((6,), 1)
     peer.load_state_dict({name: value for name, value in net.state_dict().items() if not name.startswith("encode.")})
     torch.testing.assert_close(found[:, :32], peer(net.encode(rows)))
+    net.eval()
+    assert torch.equal(net.learnt(rows), net(rows)[:, :32])
 
 
 @pytest.fixture
