@@ -78,12 +78,32 @@ def test_the_grid(data, method):
     check_row(row[2:], pairs(data, method, "probe"), pairs(data, method, "knn"))
 
 
+LONG = "pretrain-rows=50000"
+
+
 def test_other_recipes():
-    cells = {(run["data"], run["method"], run["change"]) for run in RUNS if run["change"]}
+    changed = [run for run in RUNS if run["change"] and LONG not in run["change"]]
+    cells = {(run["data"], run["method"], run["change"]) for run in changed}
     assert cells
     for data, method, change in cells:
         (row,) = lines("docs/results.md", f"{method} on {TITLES[data]}, {change}")
         check_row(row[1:], pairs(data, method, "probe", change), pairs(data, method, "knn", change))
+
+
+def test_all_images_and_many_epochs():
+    shown = table_rows(part("All of CIFAR-100"), r"augmentation \| epochs")
+    runs = [run for run in RUNS if LONG in run["change"]]
+    assert len(shown) == len({run["change"] for run in runs if run["features"] == "mixup"}) > 0
+    for augmentation, epochs, count, *cells in shown:
+        wanted = f"augment={ {'none': 'none', 'crop, flip, colours': 'default'}[augmentation] }"
+        these = [run for run in runs if {f"epochs={epochs}", wanted} <= set(run["change"].split(", "))]
+        (untrained,) = (run for run in runs if run["features"] == "untrained")
+        for column, metric in ((0, "probe"), (4, "knn")):
+            found = {mix: [r[metric] for r in these if r["features"] == mix] for mix in ("none", "mixup")}
+            assert len(found["none"]) == len(found["mixup"]) == int(count)
+            assert cells[column] == f"{untrained[metric]:.2f}"
+            assert cells[column + 1 : column + 3] == [f"{mean(found[mix]):.2f}" for mix in ("none", "mixup")]
+            check_gain(cells[column + 3], [b - a for a, b in zip(found["none"], found["mixup"], strict=True)], digits=2)
 
 
 @pytest.mark.parametrize("data", TITLES)
@@ -101,7 +121,8 @@ def test_controls():
         for column, (metric, control) in enumerate(
             ((metric, control) for metric in ("probe", "knn") for control in ("raw", "untrained")), start=1
         ):
-            values = [run[metric] for run in RUNS if (run["data"], run["features"]) == (data, control)]
+            of_the_grid = [run for run in RUNS if not run["change"]]
+            values = [run[metric] for run in of_the_grid if (run["data"], run["features"]) == (data, control)]
             assert cells[column] == (f"{mean(values):.2f}" if values else "not run")
 
 
@@ -113,12 +134,12 @@ def test_no_run_is_listed_twice_and_all_are_of_the_grid():
 
 
 ARMS = (
-    *("raw columns", "untrained network", "none", "i-Mix", "SCARF", "SCARF + i-Mix"),
+    *("raw columns", "untrained network", "none", "i-Mix", "dropout", "dropout + i-Mix", "SCARF", "SCARF + i-Mix"),
     *("SCARF + i-Mix + raw columns", "gradient boosting"),
 )
-TABLE_METRICS = {"probe_accuracy": ARMS, "knn_accuracy": ARMS[:6]}
+TABLE_METRICS = {"probe_accuracy": ARMS, "knn_accuracy": ARMS[:8]}
 TABLE_GAINS = (
-    *(("i-Mix", "none"), ("SCARF + i-Mix", "SCARF"), ("i-Mix", "raw columns")),
+    *(("i-Mix", "none"), ("dropout + i-Mix", "dropout"), ("SCARF + i-Mix", "SCARF"), ("i-Mix", "raw columns")),
     ("SCARF + i-Mix + raw columns", "raw columns"),
 )
 REPORT = json.loads((ROOT / "docs" / "figures" / "tables.json").read_text(encoding="utf-8"))
@@ -184,7 +205,7 @@ def test_gains_on_tables():
 def test_sign_tests_over_tables():
     by_metric = section().split("Nearest neighbours")
     for part, metric in zip((by_metric[0], " ".join(by_metric[1:])), TABLE_METRICS, strict=True):
-        check_sign_tests(part, by_seed(metric), count={"probe_accuracy": 6, "knn_accuracy": 4}[metric])
+        check_sign_tests(part, by_seed(metric), count={"probe_accuracy": 9, "knn_accuracy": 7}[metric])
 
 
 def check_sign_tests(text, found, count):
@@ -204,6 +225,18 @@ def check_sign_tests(text, found, count):
         assert written == pytest.approx([mean(gains), stdev(gains), min(gains)], abs=0.051)
 
 
+LEARNT = {"learnt_probe_accuracy": ARMS[1:8], "learnt_knn_accuracy": ARMS[1:8]}
+
+
+def test_what_is_learnt_on_tables():
+    text = section("### What the network itself has learnt")
+    by_probe, by_neighbours = text.split("By nearest neighbours")
+    for part_of_it, (metric, arms) in zip((by_probe, by_neighbours), LEARNT.items(), strict=True):
+        (shown,) = rows_of("untrained", part_of_it)
+        check_accuracies(shown, by_seed(metric), arms)
+        check_sign_tests(part_of_it, by_seed(metric), count=4)
+
+
 def test_moco_on_tables():
     text = section("### MoCo instead of N-pair")
     (shown,) = rows_of("raw", text)
@@ -211,8 +244,8 @@ def test_moco_on_tables():
     check_accuracies(shown, found, ARMS)
     assert sorted(found) == sorted(REPORT["tables"])
     by_probe, by_neighbours = text.split("By nearest neighbours")
-    check_sign_tests(by_probe, found, count=6)
-    check_sign_tests(by_neighbours, by_seed("knn_accuracy", MOCO), count=4)
+    check_sign_tests(by_probe, found, count=9)
+    check_sign_tests(by_neighbours, by_seed("knn_accuracy", MOCO), count=7)
 
 
 FEW = json.loads((ROOT / "docs" / "figures" / "few_labels.json").read_text(encoding="utf-8"))
@@ -311,13 +344,15 @@ def gains_on_series(data, views, metric):
     return [with_mix[seed] - without[seed] for seed in sorted(without)]
 
 
-def check_gain(text, gains):
+def check_gain(text, gains, digits=1):
     """A mean, with Student's interval where the gains differ."""
     wanted = [mean(gains)]
     if max(gains) > min(gains):
         half = stats.t.ppf(0.975, len(gains) - 1) * stdev(gains) / len(gains) ** 0.5
         wanted += [wanted[0] - half, wanted[0] + half]
-    assert [float(number) for number in re.findall(r"[+-]?\d+\.\d", text)] == pytest.approx(wanted, abs=0.051)
+    assert [float(number) for number in re.findall(r"[+-]?\d+\.\d+", text)] == pytest.approx(
+        wanted, abs=0.51 * 10**-digits
+    )
 
 
 def test_every_series_has_its_seeds():
@@ -396,8 +431,28 @@ def test_the_front_page_says_what_few_labels_gain(data, share):
         key = {"data": data, "share": share, "features": features}
         return mean(run["probe"] for run in TRANSFER if key.items() <= run.items())
 
-    page = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
-    assert f"{accuracy('none'):.1f} to {accuracy('mixup'):.1f}" in page
+    assert f"{accuracy('none'):.1f} to {accuracy('mixup'):.1f}" in front_page()
+
+
+def front_page():
+    return " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+
+
+def test_the_front_page_says_what_is_learnt_on_tables():
+    found = by_seed("learnt_probe_accuracy")
+    gains = [mean(ways["i-Mix"].values()) - mean(ways["none"].values()) for ways in found.values()]
+    better = sum(round(gain, 2) > 0 for gain in gains)
+    assert f"is {mean(gains):.1f} points better with i-Mix, and better on {better};" in front_page()
+    assert sorted(found) == sorted(REPORT["tables"])
+
+
+def test_the_front_page_says_what_long_runs_gain():
+    chosen = [run for run in RUNS if LONG in run["change"] and "augment=none" in run["change"]]
+    found = {run["features"]: run["probe"] for run in chosen}
+    assert f"from {found['none']:.1f} to {found['mixup']:.1f}" in front_page()
+    at_16 = {mix: at_the_papers_scale("N-pair", 16, 40, mix, "probe")[0] for mix in ("none", "mixup")}
+    untrained = at_the_papers_scale(None, 16, None, "untrained", "probe")[0]
+    assert f"from {untrained:.1f} to {at_16['none']:.1f}, and with it up to {at_16['mixup']:.1f}" in front_page()
 
 
 ASKED = json.loads((ROOT / "docs" / "figures" / "questions.json").read_text(encoding="utf-8"))
@@ -461,3 +516,62 @@ def test_without_imix_a_question_repeats_the_grid():
             same = {name: run[name] for name in ("data", "method", "change", "features", "seed")}
             (of_grid,) = [one for one in RUNS if same.items() <= one.items()]
             assert (run["probe"], run["knn"]) == (of_grid["probe"], of_grid["knn"])
+
+
+PAPER = json.loads((ROOT / "docs" / "figures" / "paper.json").read_text(encoding="utf-8"))
+PAPER_METHODS = ["N-pair", "MoCo v2", "BYOL"]
+
+
+def at_the_papers_scale(method, width, epochs, features, metric):
+    begins = f"width={width}, epochs={epochs}," if epochs else f"width={width},"
+    runs = [r for r in PAPER if (r["method"], r["features"]) == (method, features) and r["change"].startswith(begins)]
+    return {run["seed"]: run[metric] for run in runs}
+
+
+def test_width_and_epochs():
+    shown = table_rows(part("Width and epochs"), r"method \| width")
+    trained = {(run["method"], *run["change"].split(", ")[:2]) for run in PAPER if run["features"] == "mixup"}
+    sizes = [(method, int(w.removeprefix("width=")), int(e.removeprefix("epochs="))) for method, w, e in trained]
+    assert [(m, int(w), int(e)) for m, w, e, *_ in shown] == sorted(
+        sizes, key=lambda size: (PAPER_METHODS.index(size[0]), *size[1:])
+    )
+    for method, width, epochs, pairs_here, *cells in shown:
+        for column, metric in ((0, "probe"), (4, "knn")):
+            untrained = at_the_papers_scale(None, width, None, "untrained", metric)
+            without, with_mix = (at_the_papers_scale(method, width, epochs, mix, metric) for mix in ("none", "mixup"))
+            both = sorted(without.keys() & with_mix.keys())
+            assert len(both) == int(pairs_here)
+            assert cells[column] == f"{mean(untrained.values()):.2f}"
+            assert cells[column + 1 : column + 3] == [
+                f"{mean(one[seed] for seed in both):.2f}" for one in (without, with_mix)
+            ]
+            check_gain(cells[column + 3], [with_mix[seed] - without[seed] for seed in both], digits=2)
+
+
+RECIPE = json.loads((ROOT / "docs" / "figures" / "recipe.json").read_text(encoding="utf-8"))
+
+
+def test_the_search_for_a_recipe():
+    text = section("### How the recipe came about")
+    shown = {row[0]: row[1:] for row in table_rows(text, r"setting \| pairs")}
+    assert set(shown) == {run["setting"] for run in RECIPE}
+    for setting, (count, *cells) in shown.items():
+        for cell, (features, metric) in zip(cells, (("own", "probe"), ("all", "probe"), ("all", "knn")), strict=True):
+            found = defaultdict(dict)
+            for run in RECIPE:
+                if run["setting"] == setting:
+                    found[run["table"], run["split"]][run["mix"]] = run[features][metric]
+            gains = [pair["mixup"] - pair["none"] for pair in found.values()]
+            assert int(count) == len(gains)
+            averages = [mean(pair[mix] for pair in found.values()) for mix in ("none", "mixup")]
+            wanted = [*averages, mean(gains), sum(gain > 0.005 for gain in gains), sum(gain < -0.005 for gain in gains)]
+            assert [float(number) for number in re.findall(r"[+-]?\d+(?:\.\d+)?", cell)] == pytest.approx(
+                wanted, abs=0.051
+            )
+    controls = {row[0]: row[1:] for row in table_rows(text, "before training")}
+    names = {"raw columns": "raw", "encoded columns": "encoded", "untrained network": "own", "the two together": "all"}
+    before = [run for run in RECIPE if run["mix"] == "untrained"]
+    assert controls == {
+        title: [f"{mean(run[features][metric] for run in before):.1f}" for metric in ("probe", "knn")]
+        for title, features in names.items()
+    }

@@ -1,8 +1,8 @@
 """Collect what `examples/reproduce.py` measured: `python docs/figures/gather.py runs/reproduce/table1-cpu`.
 
 Takes any number of its folders and puts their runs, a line each, into `results.json` beside this file, those of
-transfer into `transfer.json`, those of ablations into `questions.json`. Runs that are there already are replaced, those
-of other data and methods stay.
+transfer into `transfer.json`, of ablations into `questions.json`, and at the paper's scale into `paper.json`. Runs that
+are there already are replaced, those of other data and methods stay.
 """
 
 import json
@@ -51,6 +51,8 @@ def file_of(report: dict) -> str:
     """Where the runs of a `report.json` belong."""
     if report["title"].startswith("Transfer"):
         return "transfer.json"
+    if "at scale paper" in report["title"]:
+        return "paper.json"
     return "questions.json" if any("over" in line for line in report["rows"]) else "results.json"
 
 

@@ -17,6 +17,7 @@ from runner.report.paired import Paired, paired, with_interval
 RUNS = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
 TITLES = {"covtype": "Covertype", "cifar100": "CIFAR-100", "speechcommands": "spoken commands"}
 METHODS = ("N-pair", "MoCo v2", "BYOL")
+LONG = "pretrain-rows=50000"  # the runs of more than seconds
 METRICS = {"probe": "linear probe", "knn": "kNN"}
 
 
@@ -77,11 +78,30 @@ def summary() -> str:
     return "\n".join(rows)
 
 
+def long() -> str:
+    """CIFAR-100, all images and many epochs, in Markdown."""
+    heads = ("untrained", "without", "with i-Mix", "gain")
+    rows = [f"| augmentation | epochs | pairs | {' | '.join(heads)} | kNN: {' | '.join(heads)} |", "| --- " * 11 + "|"]
+    changes = sorted({run["change"] for run in RUNS if LONG in run["change"] and run["features"] == "mixup"})
+    for change in sorted(changes, key=lambda one: "augment=none" not in one):
+        options = dict(word.split("=") for word in change.split(", "))
+        cells = [{"none": "none", "default": "crop, flip, colours"}[options["augment"]], options["epochs"]]
+        (untrained,) = (run for run in RUNS if LONG in run["change"] and run["features"] == "untrained")
+        for metric in METRICS:
+            without, with_mix, pair = compare("cifar100", "MoCo v2", metric, change)
+            cells += [str(pair.pairs)] if metric == "probe" else []
+            cells += [f"{untrained[metric]:.2f}", f"{without:.2f}", f"{with_mix:.2f}", with_interval(pair, 2)]
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
 def changed() -> str:
     """The same cells by another recipe, in Markdown."""
     rows = ["| change | pairs | without | with i-Mix | gain | ahead | p: t, sign | kNN: without | with | gain |"]
     rows.append("| --- " * 10 + "|")
-    cells = sorted({(run["data"], run["method"], run["change"]) for run in RUNS if run["change"]})
+    cells = sorted(
+        {(run["data"], run["method"], run["change"]) for run in RUNS if run["change"] and LONG not in run["change"]}
+    )
     for data, method, change in cells:
         row = [f"{method} on {TITLES[data]}, {change}", *judged(data, method, change)]
         rows.append(f"| {' | '.join(row)} |")
@@ -128,7 +148,7 @@ def draw(ink: str) -> plt.Figure:
 
 
 if __name__ == "__main__":
-    print(table(), changed(), controls(), summary(), sep="\n\n")
+    print(table(), changed(), long(), controls(), summary(), sep="\n\n")
     for data, title in TITLES.items():
         print(title, {method: f"{seconds(data, method):.1f} s" for method in METHODS})
     save("results", draw)

@@ -16,7 +16,10 @@ from runner.many_tables import ARMS, DEVELOPMENT, JOINED, METRICS, PAIRS, RAW
 from runner.report.wins import Cell, accuracies, compare, draw_matrix_on, gains, means, seeds_of
 
 METHODS = {"tables": "N-pair", "tables-moco": "MoCo"}  # by the name of the pictures
-GAINS = (("i-Mix", "none"), ("SCARF + i-Mix", "SCARF"), ("i-Mix", RAW), (JOINED, RAW))
+GAINS = (
+    *(("i-Mix", "none"), ("dropout + i-Mix", "dropout"), ("SCARF + i-Mix", "SCARF"), ("i-Mix", RAW)),
+    (JOINED, RAW),
+)
 
 
 def cells_of(name: str) -> list[Cell]:
@@ -28,7 +31,7 @@ def cells_of(name: str) -> list[Cell]:
 
 def draw(name: str, ink: str) -> plt.Figure:
     """The win matrix of the linear probe."""
-    figure, cells = plt.figure(figsize=(7.2, 5.6), layout="constrained"), cells_of(name)
+    figure, cells = plt.figure(figsize=(8.2, 6.4), layout="constrained"), cells_of(name)
     title = f"{METHODS[name]} on tables, linear probe, {seeds_of(cells)}"
     draw_matrix_on(figure, title, means(cells, "probe_accuracy", ARMS), ARMS)
     return figure
@@ -39,6 +42,8 @@ def page(name: str) -> str:
     parts, cells = [METHODS[name]], cells_of(name)
     for metric, (title, arms) in METRICS.items():
         found = means(cells, metric, arms)
+        if not found:
+            continue
         pairs = [pair for pair in PAIRS if set(pair) <= set(arms)]
         parts += [f"{title}, {seeds_of(cells)}", accuracies(found, arms)]
         parts.append("\n".join(f"- {compare(found, *pair)}" for pair in pairs))
