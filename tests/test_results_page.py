@@ -509,7 +509,7 @@ def test_without_imix_a_question_repeats_the_grid():
     """Where a value is that of the grid's recipe. The loss of a mixed batch has come to round otherwise since."""
     recipes = {("cifar100", "rows"): "10000", ("cifar100", "mix"): "mixup", ("speechcommands", "alpha"): "1"}
     for (data, over), value in recipes.items():
-        key = {"data": data, "over": over, "value": value, "features": "none"}
+        key = {"data": data, "over": over, "value": value, "features": "none", "change": ""}
         runs = [run for run in ASKED if key.items() <= run.items()]
         assert len(runs) == 5
         for run in runs:
