@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-HERE = Path(__file__).parent
+from runs import load_runs, save_runs
 
 
 def entries(report: dict) -> list[dict]:
@@ -48,23 +48,21 @@ def identity(one: dict) -> tuple:
 
 
 def file_of(report: dict) -> str:
-    """Where the runs of a `report.json` belong."""
+    """The file to which the runs of a `report.json` belong."""
     if report["title"].startswith("Transfer"):
-        return "transfer.json"
+        return "transfer"
     if "at scale paper" in report["title"]:
-        return "paper.json"
-    return "questions.json" if any("over" in line for line in report["rows"]) else "results.json"
+        return "paper"
+    return "questions" if any("over" in line for line in report["rows"]) else "results"
 
 
 def main(folders: list[str]) -> None:
     """Merge the reports in these folders into the files."""
     for folder in folders:
         report = json.loads((Path(folder) / "report.json").read_text(encoding="utf-8"))
-        kept = HERE / file_of(report)
-        before = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else []
-        known = {identity(one): one for one in [*before, *entries(report)]}
-        lines = ",\n".join(json.dumps(known[key]) for key in sorted(known))
-        kept.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+        name = file_of(report)
+        known = {identity(one): one for one in [*load_runs(name), *entries(report)]}
+        save_runs(name, (known[key] for key in sorted(known)))
 
 
 if __name__ == "__main__":

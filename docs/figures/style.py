@@ -1,5 +1,6 @@
 """How all figures look: no background, in a version for light pages and one for dark pages."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,4 +40,4 @@ def save(name: str, draw: Callable[[str], plt.Figure]) -> None:
             path = STATIC / f"{name}-{theme}.svg"
             figure.savefig(path, metadata={"Date": None})
             plt.close(figure)
-            print(path)
+            print(path.relative_to(STATIC.parent), file=sys.stderr)  # what is printed otherwise goes into a page

@@ -3,22 +3,22 @@
 The runs come from `transfer.json`, which `gather.py` collects.
 """
 
-import json
 import sys
 from pathlib import Path
 from statistics import mean
 
+from runs import by_seed, load_runs
+
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 from runner.report.paired import bold_if_sure, paired
 
-RUNS = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+RUNS = load_runs("transfer")
 TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "speechcommands": "spoken commands"}
 
 
 def found(data: str, share: float, features: str, metric: str) -> dict[int, float]:
     """What was measured, seed by seed, in percent."""
-    key = {"data": data, "share": share, "features": features}
-    return {run["seed"]: run[metric] for run in RUNS if key.items() <= run.items()}
+    return by_seed(RUNS, metric, data=data, share=share, features=features)
 
 
 def table(*, home: bool) -> str:
