@@ -48,6 +48,12 @@ def test_the_readme_shows_the_lines_of_the_front_page():
     assert blocks[0] == blocks[1]
 
 
+@pytest.mark.parametrize("page", [README, *PAGES, *DOCS.parent.glob("*/README.md")], ids=lambda page: page.stem)
+def test_no_page_names_a_path_of_the_machine_that_measured(page):
+    """A page's tables are pasted from what scripts print, which once had the places of its pictures below it."""
+    assert not re.search(r"^/|/(?:home|root|tmp|work|Users)/", page.read_text(encoding="utf-8"), re.MULTILINE)
+
+
 CALL = re.compile(r"imix_(?:nce|ntxent|supcon|clip)_loss(\((?:[^()]|\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\))*\))")
 
 

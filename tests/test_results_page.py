@@ -21,6 +21,10 @@ def cells_of(line):
     return [cell.strip().replace("*", "") for cell in line.strip("|").split("|")]
 
 
+def front_page():
+    return " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+
+
 def lines(page, begins):
     """The cells of the rows of a page's tables that begin like this."""
     text = (ROOT / page).read_text(encoding="utf-8")
@@ -432,10 +436,6 @@ def test_the_front_page_says_what_few_labels_gain(data, share):
         return mean(run["probe"] for run in TRANSFER if key.items() <= run.items())
 
     assert f"{accuracy('none'):.1f} to {accuracy('mixup'):.1f}" in front_page()
-
-
-def front_page():
-    return " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
 
 
 def test_the_front_page_says_what_is_learnt_on_tables():
