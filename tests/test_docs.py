@@ -130,10 +130,10 @@ def test_the_notebook_prints_what_the_tutorial_shows(monkeypatch):
 
 def test_every_page_has_a_place_in_the_table_of_contents():
     entries = {DOCS / "index.md"}
-    for index in (DOCS / "index.md", DOCS / "integrations" / "index.md"):
-        for block in index.read_text(encoding="utf-8").split("```{toctree}")[1:]:
+    for page in PAGES:
+        for block in page.read_text(encoding="utf-8").split("```{toctree}")[1:]:
             lines = (line.strip() for line in block.split("```")[0].splitlines())
-            entries |= {index.parent / f"{line}.md" for line in lines if line and not line.startswith(":")}
+            entries |= {page.parent / f"{line}.md" for line in lines if line and not line.startswith(":")}
     assert entries == set(PAGES)
 
 

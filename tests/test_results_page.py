@@ -37,6 +37,17 @@ def tables_below(text, header):
     return [[cells_of(line) for line in block.splitlines()] for block in blocks]
 
 
+def table_rows(text, first):
+    """All rows of the tables whose header begins so."""
+    return [row for rows in tables_below(text, rf"{first} \|") for row in rows]
+
+
+def part(page, title=None):
+    """A page below that of results: from its heading, or from the named one, to the next of its rank."""
+    text = (ROOT / "docs" / "results" / f"{page}.md").read_text(encoding="utf-8")
+    return text.split(f"\n## {title}\n")[1].split("\n## ")[0] if title else text.split("\n## ")[0]
+
+
 def pairs(data, method, metric, change=""):
     """What both runs of each seed reached, without and with i-Mix."""
     found = defaultdict(dict)
@@ -90,12 +101,12 @@ def test_other_recipes():
     cells = {(run["data"], run["method"], run["change"]) for run in changed}
     assert cells
     for data, method, change in cells:
-        (row,) = lines("docs/results.md", f"{method} on {TITLES[data]}, {change}")
+        (row,) = lines("docs/results/grid.md", f"{method} on {TITLES[data]}, {change}")
         check_row(row[1:], pairs(data, method, "probe", change), pairs(data, method, "knn", change))
 
 
 def test_all_images_and_many_epochs():
-    shown = table_rows(part("All of CIFAR-100"), r"augmentation \| epochs")
+    shown = table_rows(part("cifar-100"), r"augmentation \| epochs")
     runs = [run for run in RUNS if LONG in run["change"]]
     assert len(shown) == len({run["change"] for run in runs if run["features"] == "mixup"}) > 0
     for augmentation, epochs, count, *cells in shown:
@@ -121,7 +132,7 @@ def test_the_readme_has_the_same(data):
 
 def test_controls():
     for data, title in TITLES.items():
-        (cells,) = [row for row in lines("docs/results.md", title) if len(row) == 5]
+        (cells,) = [row for row in lines("docs/results/grid.md", title) if len(row) == 5]
         for column, (metric, control) in enumerate(
             ((metric, control) for metric in ("probe", "knn") for control in ("raw", "untrained")), start=1
         ):
@@ -161,11 +172,6 @@ def by_seed(metric, report=REPORT):
     return found
 
 
-def section(title="## Tables of one's own"):
-    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-    return page.split(f"\n{title}\n")[1].split("\n### ")[0]
-
-
 def rows_of(first, text):
     """The rows of each table of a section whose header begins so, by their first cell."""
     return [{row[0]: row[1:] for row in rows} for rows in tables_below(text, rf"table \| {first}")]
@@ -180,7 +186,7 @@ def test_every_way_has_its_seeds_on_every_table():
 
 
 def test_accuracies_on_tables():
-    for shown, (metric, arms) in zip(rows_of("raw", section()), TABLE_METRICS.items(), strict=True):
+    for shown, (metric, arms) in zip(rows_of("raw", part("tables")), TABLE_METRICS.items(), strict=True):
         check_accuracies(shown, by_seed(metric), arms)
 
 
@@ -193,7 +199,7 @@ def check_accuracies(shown, found, arms):
 
 
 def test_gains_on_tables():
-    (shown,) = rows_of("i-Mix over none", section())
+    (shown,) = rows_of("i-Mix over none", part("tables"))
     found = by_seed("probe_accuracy")
     assert list(shown) == sorted(found)
     for table, cells in shown.items():
@@ -207,9 +213,9 @@ def test_gains_on_tables():
 
 
 def test_sign_tests_over_tables():
-    by_metric = section().split("Nearest neighbours")
-    for part, metric in zip((by_metric[0], " ".join(by_metric[1:])), TABLE_METRICS, strict=True):
-        check_sign_tests(part, by_seed(metric), count={"probe_accuracy": 9, "knn_accuracy": 7}[metric])
+    by_metric = part("tables").split("Nearest neighbours")
+    for text, metric in zip((by_metric[0], " ".join(by_metric[1:])), TABLE_METRICS, strict=True):
+        check_sign_tests(text, by_seed(metric), count={"probe_accuracy": 9, "knn_accuracy": 7}[metric])
 
 
 def check_sign_tests(text, found, count):
@@ -233,16 +239,16 @@ LEARNT = {"learnt_probe_accuracy": ARMS[1:8], "learnt_knn_accuracy": ARMS[1:8]}
 
 
 def test_what_is_learnt_on_tables():
-    text = section("### What the network itself has learnt")
+    text = part("tables", "What the network itself has learnt")
     by_probe, by_neighbours = text.split("By nearest neighbours")
-    for part_of_it, (metric, arms) in zip((by_probe, by_neighbours), LEARNT.items(), strict=True):
-        (shown,) = rows_of("untrained", part_of_it)
+    for text, (metric, arms) in zip((by_probe, by_neighbours), LEARNT.items(), strict=True):
+        (shown,) = rows_of("untrained", text)
         check_accuracies(shown, by_seed(metric), arms)
-        check_sign_tests(part_of_it, by_seed(metric), count=4)
+        check_sign_tests(text, by_seed(metric), count=4)
 
 
 def test_moco_on_tables():
-    text = section("### MoCo instead of N-pair")
+    text = part("tables", "MoCo instead of N-pair")
     (shown,) = rows_of("raw", text)
     found = by_seed("probe_accuracy", MOCO)
     check_accuracies(shown, found, ARMS)
@@ -270,7 +276,7 @@ def with_few_labels(share):
 
 def rows_below(header):
     """The rows of the table whose header begins so, by their first cell."""
-    (rows,) = tables_below(section("### Few labels"), header)
+    (rows,) = tables_below(part("tables", "Few labels"), header)
     return {row[0]: row[1:] for row in rows}
 
 
@@ -329,16 +335,6 @@ ON_SERIES = ("raw", "untrained", "same", "same, i-Mix", "jitter", "jitter, i-Mix
 SERIES_METRICS = {"1-NN": "nn", "linear probe": "probe"}
 
 
-def part(title):
-    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-    return page.split(f"\n## {title}\n")[1].split("\n## ")[0]
-
-
-def table_rows(text, first):
-    """All rows of the tables whose header begins so."""
-    return [row for rows in tables_below(text, rf"{first} \|") for row in rows]
-
-
 def on_series(data, features, metric):
     return {run["seed"]: run[metric] for run in SERIES if (run["data"], run["features"]) == (data, features)}
 
@@ -370,7 +366,7 @@ def test_every_series_has_its_seeds():
 
 @pytest.mark.parametrize("name", SERIES_METRICS)
 def test_accuracies_on_series(name):
-    metric, text = SERIES_METRICS[name], part("Time series") + part("Where i-Mix fails")
+    metric, text = SERIES_METRICS[name], part("time-series") + part("time-series", "Where i-Mix fails")
     shown = {row[0]: row[1:] for row in table_rows(text, name)}
     real = sorted({run["data"] for run in SERIES} - set(WAVES))
     averages = {
@@ -390,7 +386,7 @@ def test_sign_tests_over_series():
         r"- ([\w -]+), (no jitter|jitter): ahead on (\d+) of (\d+) sets and behind on (\d+) "
         r"\(sign test p = ([\d.]+); ([+-]?[\d.]+) points in the mean, worst ([+-]?[\d.]+)\)"
     )
-    lines = re.findall(pattern, " ".join(part("Time series").split()))
+    lines = re.findall(pattern, " ".join(part("time-series").split()))
     assert len(lines) == 4
     real = {run["data"] for run in SERIES} - set(WAVES)
     for name, jitter, ahead, sets, behind, p, average, worst in lines:
@@ -408,7 +404,7 @@ PLACES = {**TITLES, "cifar10": "CIFAR-10"}
 
 @pytest.mark.parametrize("first", ["data", "from, to"])
 def test_few_labels_and_transfer(first):
-    shown = table_rows(part("Transfer and few labels"), first)
+    shown = table_rows(part("transfer"), first)
     cells = sorted({(run["data"], run["share"]) for run in TRANSFER})
     cells = [cell for cell in cells if len(set(cell[0].split(" to "))) == (1 if first == "data" else 2)]
     assert len(shown) == len(cells) > 0
@@ -483,7 +479,7 @@ def gains_of(runs, metric):
 
 
 def test_the_papers_questions():
-    shown, found = table_rows(part("The paper's questions"), "question"), answers()
+    shown, found = table_rows(part("questions"), "question"), answers()
     assert len(shown) == len(found)
     for name, data, value, pairs, without, with_mix, by_probe, by_knn in shown:
         runs = found[(name, data), value]
@@ -495,7 +491,7 @@ def test_the_papers_questions():
 
 
 def test_how_the_gain_changes_between_the_ends_of_a_question():
-    text, found = part("The paper's questions"), answers()
+    text, found = part("questions"), answers()
     shown = table_rows(text, "the gain, between")
     assert len(shown) == len({question for question, _ in found})
     for name, data, *cells in shown:
@@ -531,7 +527,7 @@ def at_the_papers_scale(method, width, epochs, features, metric):
 
 
 def test_width_and_epochs():
-    shown = table_rows(part("Width and epochs"), r"method \| width")
+    shown = table_rows(part("covertype", "Width and epochs"), r"method \| width")
     trained = {
         (run["method"] + BESIDE * ("augment=" in run["change"]), *run["change"].split(", ")[:2])
         for run in PAPER
@@ -558,7 +554,7 @@ RECIPE = json.loads((ROOT / "docs" / "figures" / "recipe.json").read_text(encodi
 
 
 def test_the_search_for_a_recipe():
-    text = section("### How the recipe came about")
+    text = part("tables", "How the recipe came about")
     shown = {row[0]: row[1:] for row in table_rows(text, r"setting \| pairs")}
     assert set(shown) == {run["setting"] for run in RECIPE}
     for setting, (count, *cells) in shown.items():

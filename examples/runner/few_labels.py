@@ -22,7 +22,7 @@ from runner.settings import Settings
 from runner.state.experiment import Experiment
 from runner.state.files import write_text
 
-# Chosen on five development tables (docs/results.md), for all shares and for the network from scratch too.
+# Chosen on five development tables (docs/results/tables.md), for all shares and for the network from scratch too.
 STEPS, RATE = 100, 0.05
 
 PROBED, FROM_SCRATCH = "untrained, probe", "from scratch"
