@@ -85,6 +85,7 @@ OVER: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
 }
 IMPLIED = {"alpha": "1", "lambda-per": "row", "inputmix": "0"}  # what a recipe means that does not say it
 OF_IMIX = ("alpha", "lambda", "mix")  # plain training has none of these: one run serves all values
+OPTIONS_OF_IMIX = [OVER[name][0] for name in OF_IMIX]
 
 # Options in which the cells of one data set differ, and none of which has to do with reading it.
 NOT_OF_THE_DATA = {
@@ -190,8 +191,9 @@ def _judge_elsewhere(
     shares = [line["labels"] for line in lines]
     probe = args.changes.get("probe", "sgd" if args.scale == "paper" else "logistic")
     for mix in MIXES:
-        run(args, Cell({}, row, mix, folder / mix, recipe(row, mix, args.scale)), seed + 1)
-        checkpoint = folder / mix / "runs" / f"{row.method}-{mix}-seed{seed}" / "checkpoint.pt"
+        trained = run(args, Cell({}, row, mix, folder / mix, recipe(row, mix, args.scale)), seed + 1)[seed]
+        name = f"{trained['method']}-{trained['mix']}-seed{seed}"
+        checkpoint = folder / mix / "runs" / name / "checkpoint.pt"
         for line, one in zip(lines, saved.judge(checkpoint, shares, seed, probe), strict=True):
             line["runs"].setdefault(mix, []).append(one)
             line["found"].setdefault(mix, []).append(100 * one["metrics"]["probe_accuracy"])
@@ -324,7 +326,8 @@ def _settle(args: argparse.Namespace, cell: Cell) -> list[str]:
     _require(args, cell.row.source)
     options = cell.options
     for option, value in args.changes.items():
-        options = _replace(options, option, value)
+        if cell.mix != "none" or option not in OPTIONS_OF_IMIX:
+            options = _replace(options, option, value)
     options = [*options, "--data", str(args.path.get(cell.row.source, cell.row.source)), "--out", str(cell.folder)]
     if args.data_root:
         options += ["--data-root", args.data_root]
@@ -464,7 +467,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     option("--controls", action="store_true", help="also judge the untrained network and, of a table, the raw input")
     option("--to", nargs="+", metavar="DATA", help="transfer: the data to probe (default: the row's own)")
     option("--labels", nargs="+", type=float, metavar="SHARE", help="transfer, tables: of the labels (default: all)")
-    option("--change", nargs="+", default=[], metavar="OPTION=VALUE", help="of the recipes, such as epochs=60")
+    option("--change", nargs="+", default=[], metavar="OPTION=VALUE", help="of the recipes, such as epochs=60; alpha, lambda-per and mix of i-Mix alone")
     option("--path", action="append", default=[], metavar="DATA=PATH", help="where a data set lies; of tables, DIR")
     option("--label", metavar="COLUMN", help="tables: the column that holds the class (default: class)")
     option("--data-root", metavar="DIR", help="where downloads are kept")

@@ -127,6 +127,21 @@ def test_an_ablation_trains_what_does_not_vary_once(tmp_path, report, monkeypatc
     assert one["found"]["none"] == other["found"]["none"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "folder"), [(("1",), "table1-cpu"), (("transfer", "--to", "cifar100"), "transfer-cpu")]
+)
+def test_a_change_of_imix_leaves_training_without_it_as_it_is(tmp_path, report, kind, folder):
+    (row,) = report(folder, *kind, *SMALL, "mix=cutmix", "alpha=3")
+    assert [(run["mix"], run["config"]["alpha"]) for run in trained_in(tmp_path)] == [("none", 1.0), ("cutmix", 3.0)]
+    assert row["found"].keys() == {"none", "mixup"}
+
+
+def trained_in(folder):
+    """All runs of a report, those without i-Mix first."""
+    results = sorted(folder.rglob("results.json"), key=lambda path: path.parent.name != "none")
+    return [run for path in results for run in json.loads(path.read_text(encoding="utf-8"))["runs"]]
+
+
 def test_an_ablation_shares_the_cells_of_table_1(tmp_path, report, monkeypatch):
     path = ("--path", forest(tmp_path / "cover.csv", 800))
     (table,) = report("table1-cpu", "1", "--rows", "covtype-npair", *path)
