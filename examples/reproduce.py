@@ -467,7 +467,13 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     option("--controls", action="store_true", help="also judge the untrained network and, of a table, the raw input")
     option("--to", nargs="+", metavar="DATA", help="transfer: the data to probe (default: the row's own)")
     option("--labels", nargs="+", type=float, metavar="SHARE", help="transfer, tables: of the labels (default: all)")
-    option("--change", nargs="+", default=[], metavar="OPTION=VALUE", help="of the recipes, such as epochs=60; alpha, lambda-per and mix of i-Mix alone")
+    option(
+        "--change",
+        nargs="+",
+        default=[],
+        metavar="OPTION=VALUE",
+        help="of the recipes, such as epochs=60; alpha, lambda-per and mix of the runs with i-Mix alone",
+    )
     option("--path", action="append", default=[], metavar="DATA=PATH", help="where a data set lies; of tables, DIR")
     option("--label", metavar="COLUMN", help="tables: the column that holds the class (default: class)")
     option("--data-root", metavar="DIR", help="where downloads are kept")
