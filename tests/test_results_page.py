@@ -12,6 +12,7 @@ stats = pytest.importorskip("scipy.stats")
 
 ROOT = Path(__file__).parents[1]
 RUNS = json.loads((ROOT / "docs" / "figures" / "results.json").read_text(encoding="utf-8"))
+VALIDATION = json.loads((ROOT / "docs" / "figures" / "validation.json").read_text(encoding="utf-8"))
 TITLES = {"covtype": "Covertype", "cifar100": "CIFAR-100", "speechcommands": "spoken commands"}
 METHODS = ("N-pair", "MoCo v2", "BYOL")
 
@@ -48,10 +49,10 @@ def part(page, title=None):
     return text.split(f"\n## {title}\n")[1].split("\n## ")[0] if title else text.split("\n## ")[0]
 
 
-def pairs(data, method, metric, change=""):
+def pairs(data, method, metric, change="", runs=RUNS):
     """What both runs of each seed reached, without and with i-Mix."""
     found = defaultdict(dict)
-    for run in RUNS:
+    for run in runs:
         if (run["data"], run["method"], run["change"]) == (data, method, change):
             found[run["seed"]][run["features"]] = run[metric]
     return [(pair["none"], pair["mixup"]) for _, pair in sorted(found.items()) if pair.keys() == {"none", "mixup"}]
@@ -98,11 +99,21 @@ LONG = "pretrain-rows=50000"
 
 def test_other_recipes():
     changed = [run for run in RUNS if run["change"] and LONG not in run["change"]]
-    cells = {(run["data"], run["method"], run["change"]) for run in changed}
-    assert cells
-    for data, method, change in cells:
-        (row,) = lines("docs/results/grid.md", f"{method} on {TITLES[data]}, {change}")
-        check_row(row[1:], pairs(data, method, "probe", change), pairs(data, method, "knn", change))
+    check_changes(changed, table_rows(part("grid", "The two cells that miss"), r"change on the test rows"))
+
+
+def test_settings_on_validation_rows():
+    check_changes(VALIDATION, table_rows(part("grid", "The two cells that miss"), r"change on validation rows"))
+
+
+def check_changes(runs, shown):
+    """Compare a table of other recipes with their runs."""
+    cells = {(run["data"], run["method"], run["change"]) for run in runs if run["features"] == "mixup"}
+    names = {f"{cell[1]} on {TITLES[cell[0]]}, {cell[2] or 'as it is'}": cell for cell in cells}
+    assert sorted(row[0] for row in shown) == sorted(names) != []
+    for name, *row in shown:
+        data, method, change = names[name]
+        check_row(row, *(pairs(data, method, metric, change, runs) for metric in ("probe", "knn")))
 
 
 def test_all_images_and_many_epochs():
@@ -516,28 +527,38 @@ def test_without_imix_a_question_repeats_the_grid():
 
 PAPER = json.loads((ROOT / "docs" / "figures" / "paper.json").read_text(encoding="utf-8"))
 PAPER_METHODS = ["N-pair", "MoCo v2", "BYOL"]
-BESIDE = ", dropout in both"  # MoCo, whose i-Mix otherwise takes the place of dropout
+VIEWS = {", dropout in both": "augment=default", ", no dropout": "augment=none"}  # where they are not the recipe's
+
+
+def of_the_paper(method, width, epochs=None):
+    """The runs of a line of the table, or the controls of a width."""
+    name, _, views = (method or "").partition(",")
+    wanted = {f"width={width}", *([f"epochs={epochs}"] if epochs else [])}
+    wanted |= {VIEWS[f",{views}"]} if views else set()
+    found = [run for run in PAPER if (run["method"] or "") == name and wanted <= set(run["change"].split(", "))]
+    return [run for run in found if views or not method or "augment=" not in run["change"]]
 
 
 def at_the_papers_scale(method, width, epochs, features, metric):
-    begins = f"width={width}, epochs={epochs}," if epochs else f"width={width},"
-    name, is_beside = (method or "").removesuffix(BESIDE) or None, (method or "").endswith(BESIDE)
-    runs = [r for r in PAPER if (r["method"], r["features"]) == (name, features) and r["change"].startswith(begins)]
-    return {run["seed"]: run[metric] for run in runs if ("augment=" in run["change"]) == is_beside}
+    return {run["seed"]: run[metric] for run in of_the_paper(method, width, epochs) if run["features"] == features}
+
+
+def line_of(run):
+    """Method, width and epochs, as the table writes them."""
+    options = dict(word.split("=") for word in run["change"].split(", "))
+    views = {option: name for name, option in VIEWS.items()}.get(f"augment={options.get('augment')}", "")
+    return run["method"] + views, int(options["width"]), int(options["epochs"])
 
 
 def test_width_and_epochs():
     shown = table_rows(part("covertype", "Width and epochs"), r"method \| width")
-    trained = {
-        (run["method"] + BESIDE * ("augment=" in run["change"]), *run["change"].split(", ")[:2])
-        for run in PAPER
-        if run["features"] == "mixup"
-    }
-    sizes = [(method, int(w.removeprefix("width=")), int(e.removeprefix("epochs="))) for method, w, e in trained]
-    assert [(method, int(w), int(e)) for method, w, e, *_ in shown] == sorted(
-        sizes, key=lambda size: (PAPER_METHODS.index(size[0].split(", ")[0]), *size)
+    trained = {line_of(run) for run in PAPER if run["features"] == "mixup"}
+    assert [(method, int(width), int(epochs)) for method, width, epochs, *_ in shown] == sorted(
+        trained, key=lambda line: (PAPER_METHODS.index(line[0].split(", ")[0]), *line)
     )
-    for method, width, epochs, pairs_here, *cells in shown:
+    for method, width, epochs, precision, pairs_here, *cells in shown:
+        runs = of_the_paper(method, width, epochs)
+        assert {"amp=bf16" in run["change"] for run in runs} == {precision == "bfloat16"}
         for column, metric in ((0, "probe"), (4, "knn")):
             untrained = at_the_papers_scale(None, width, None, "untrained", metric)
             without, with_mix = (at_the_papers_scale(method, width, epochs, mix, metric) for mix in ("none", "mixup"))

@@ -1,12 +1,12 @@
 """Collect what `examples/reproduce.py` measured: `python docs/figures/gather.py runs/reproduce/table1-cpu`.
 
 Takes any number of its folders and puts their runs, a line each, into `results.json` beside this file, those of
-transfer into `transfer.json`, of ablations into `questions.json`, and at the paper's scale into `paper.json`. Runs that
-are there already are replaced, those of other data and methods stay.
+transfer into `transfer.json`, of ablations into `questions.json`, and at the paper's scale into `paper.json`; all into
+another with `--file validation`. Runs that are there already are replaced, those of other data and methods stay.
 """
 
+import argparse
 import json
-import sys
 from pathlib import Path
 
 from runs import load_runs, save_runs
@@ -56,14 +56,18 @@ def file_of(report: dict) -> str:
     return "questions" if any("over" in line for line in report["rows"]) else "results"
 
 
-def main(folders: list[str]) -> None:
+def main() -> None:
     """Merge the reports in these folders into the files."""
-    for folder in folders:
-        report = json.loads((Path(folder) / "report.json").read_text(encoding="utf-8"))
-        name = file_of(report)
+    parser = argparse.ArgumentParser(description="Collect what reproduce.py measured.")
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
+    parser.add_argument("--file", metavar="NAME", help="put all runs into NAME.json")
+    args = parser.parse_args()
+    for folder in args.folders:
+        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        name = args.file or file_of(report)
         known = {identity(one): one for one in [*load_runs(name), *entries(report)]}
         save_runs(name, (known[key] for key in sorted(known)))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

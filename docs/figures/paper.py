@@ -16,12 +16,13 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 from runner.paper import METHOD_NAMES, PUBLISHED
 from runner.report.paired import paired, with_interval
 
+VIEWS = {"default": ", dropout in both", "none": ", no dropout"}  # where they are not the recipe's
 RUNS = load_runs("paper")
 for run in RUNS:
     options = changes(run)
     run |= {"width": int(options["width"]), "epochs": int(options["epochs"])}
-    if run["method"] and "augment" in options:  # MoCo's i-Mix beside dropout, whose place it takes in theirs
-        run["method"] += ", dropout in both"
+    if run["method"] and "augment" in options:
+        run["method"] += VIEWS[options["augment"]]
 METRICS = ("probe", "knn")
 AT = 40  # epochs, at which widths are compared
 THEIRS = {METHOD_NAMES[method]: figures for method, figures in PUBLISHED["tabular", "covtype"].items()}
@@ -48,10 +49,11 @@ def cells() -> list[tuple[str, int, int]]:
 
 def table() -> str:
     """Accuracies and gains, in Markdown."""
-    heads = ["pairs", "untrained", "without", "with i-Mix", "gain", "kNN: untrained", "without", "with", "gain"]
+    heads = ["precision", "pairs", "untrained", "without", "with i-Mix", "gain"]
+    heads += ["kNN: untrained", "without", "with", "gain"]
     rows = [f"| method | width | epochs | {' | '.join(heads)} |", "| --- " * (3 + len(heads)) + "|"]
     for method, width, epochs in cells():
-        line = [method, str(width), str(epochs)]
+        line = [method, str(width), str(epochs), precision(method, width, epochs)]
         for metric in METRICS:
             without, with_mix = (
                 found(mix, metric, method=method, width=width, epochs=epochs) for mix in ("none", "mixup")
@@ -62,6 +64,13 @@ def table() -> str:
             line += [*(f"{level:.2f}" for level in levels), with_interval(pair, 2)]
         rows.append(f"| {' | '.join(line)} |")
     return "\n".join(rows)
+
+
+def precision(method: str, width: int, epochs: int) -> str:
+    """In what the runs of a cell multiplied, which is one for all of them."""
+    key = {"method": method, "width": width, "epochs": epochs}
+    (amp,) = {changes(run).get("amp") for run in RUNS if key.items() <= run.items()}
+    return {"bf16": "bfloat16", None: "float32"}[amp]
 
 
 def raw() -> str:

@@ -1,6 +1,6 @@
 """Draw the gains of i-Mix and print their table: `python docs/figures/results.py`.
 
-The runs come from `results.json`, which `gather.py` collects.
+The runs come from `results.json`, which `gather.py` collects, and those on validation rows from `validation.json`.
 """
 
 import sys
@@ -8,27 +8,31 @@ from pathlib import Path
 from statistics import mean
 
 import matplotlib.pyplot as plt
-from runs import by_seed, changes, load_runs, means_of_pairs
+from runs import Run, by_seed, changes, load_runs, means_of_pairs
 from style import OWN, PARTNER, save
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 from runner.report.paired import Paired, paired, with_interval
 
-RUNS = load_runs("results")
+RUNS, VALIDATION = load_runs("results"), load_runs("validation")
 TITLES = {"covtype": "Covertype", "cifar100": "CIFAR-100", "speechcommands": "spoken commands"}
 METHODS = ("N-pair", "MoCo v2", "BYOL")
 LONG = "pretrain-rows=50000"  # the runs of more than seconds
 METRICS = {"probe": "linear probe", "knn": "kNN"}
 
 
-def found(data: str, method: str | None, features: str, metric: str, change: str = "") -> dict[int, float]:
+def found(
+    data: str, method: str | None, features: str, metric: str, change: str = "", runs: list[Run] = RUNS
+) -> dict[int, float]:
     """What was measured, seed by seed, in percent."""
-    return by_seed(RUNS, metric, data=data, method=method, change=change, features=features)
+    return by_seed(runs, metric, data=data, method=method, change=change, features=features)
 
 
-def compare(data: str, method: str, metric: str, change: str = "") -> tuple[float, float, Paired]:
+def compare(
+    data: str, method: str, metric: str, change: str = "", runs: list[Run] = RUNS
+) -> tuple[float, float, Paired]:
     """The means over the seeds that both have, and their difference."""
-    without, with_mix = (found(data, method, mix, metric, change) for mix in ("none", "mixup"))
+    without, with_mix = (found(data, method, mix, metric, change, runs) for mix in ("none", "mixup"))
     return *means_of_pairs(without, with_mix), paired(with_mix, without)
 
 
@@ -38,11 +42,11 @@ def seconds(data: str, method: str, change: str = "") -> float:
     return mean(run["cpu_seconds"] for run in RUNS if key.items() <= run.items())
 
 
-def judged(data: str, method: str, change: str = "") -> list[str]:
+def judged(data: str, method: str, change: str = "", runs: list[Run] = RUNS) -> list[str]:
     """What a row of a table says of a cell."""
-    cells = [str(compare(data, method, "probe", change)[2].pairs)]
+    cells = [str(compare(data, method, "probe", change, runs)[2].pairs)]
     for metric in METRICS:
-        without, with_mix, pair = compare(data, method, metric, change)
+        without, with_mix, pair = compare(data, method, metric, change, runs)
         better = [f"{with_mix:.2f}", f"**{with_mix:.2f}**"][pair.low is not None and pair.low > 0]
         cells += [f"{without:.2f}", better, with_interval(pair, 2)]
         if metric == "probe":
@@ -89,15 +93,13 @@ def long() -> str:
     return "\n".join(rows)
 
 
-def changed() -> str:
-    """The same cells by another recipe, in Markdown."""
-    rows = ["| change | pairs | without | with i-Mix | gain | ahead | p: t, sign | kNN: without | with | gain |"]
-    rows.append("| --- " * 10 + "|")
-    cells = sorted(
-        {(run["data"], run["method"], run["change"]) for run in RUNS if run["change"] and LONG not in run["change"]}
-    )
-    for data, method, change in cells:
-        row = [f"{method} on {TITLES[data]}, {change}", *judged(data, method, change)]
+def changed(runs: list[Run], rows_judged: str) -> str:
+    """Cells by another recipe, in Markdown."""
+    heads = "pairs | without | with i-Mix | gain | ahead | p: t, sign | kNN: without | with | gain"
+    rows = [f"| change on {rows_judged} | {heads} |", "| --- " * 10 + "|"]
+    trained = (run for run in runs if run["features"] == "mixup" and LONG not in run["change"])
+    for data, method, change in sorted({(run["data"], run["method"], run["change"]) for run in trained}):
+        row = [f"{method} on {TITLES[data]}, {change or 'as it is'}", *judged(data, method, change, runs)]
         rows.append(f"| {' | '.join(row)} |")
     return "\n".join(rows)
 
@@ -142,7 +144,9 @@ def draw(ink: str) -> plt.Figure:
 
 
 if __name__ == "__main__":
-    print(table(), changed(), long(), controls(), summary(), sep="\n\n")
+    print(table(), long(), controls(), summary(), sep="\n\n", end="\n\n")
+    print(changed([run for run in RUNS if run["change"]], "the test rows"), end="\n\n")
+    print(changed(VALIDATION, "validation rows"))
     for data, title in TITLES.items():
         print(title, {method: f"{seconds(data, method):.1f} s" for method in METHODS}, file=sys.stderr)
     save("results", draw)
