@@ -117,6 +117,20 @@ def controls() -> str:
     return "\n".join(rows)
 
 
+def halves() -> str:
+    """The gains of the grid by the probe, of the ten pairs that were planned and of the ten after them, in Markdown."""
+    rows = ["| data | method | first ten: gain | p | second ten: gain | p |", "| --- " * 6 + "|"]
+    for data, title in TITLES.items():
+        for method in METHODS:
+            row = [title, method]
+            for seeds in (range(10), range(10, 20)):
+                runs = [run for run in RUNS if run["seed"] in seeds]
+                pair = compare(data, method, "probe", runs=runs)[2]
+                row += [with_interval(pair, 2), in_words(pair.p_t)]
+            rows.append(f"| {' | '.join(row)} |")
+    return "\n".join(rows)
+
+
 def in_words(p: float | None) -> str:
     """A p-value to two digits."""
     return "-" if p is None else "< 0.0001" if p < 0.0001 else f"{p:.2g}"
@@ -144,7 +158,7 @@ def draw(ink: str) -> plt.Figure:
 
 
 if __name__ == "__main__":
-    print(table(), long(), controls(), summary(), sep="\n\n", end="\n\n")
+    print(table(), halves(), long(), controls(), summary(), sep="\n\n", end="\n\n")
     print(changed([run for run in RUNS if run["change"]], "the test rows"), end="\n\n")
     print(changed(VALIDATION, "validation rows"))
     for data, title in TITLES.items():
