@@ -84,8 +84,7 @@ OVER: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
     "augment": ("augment", {name: domain.augmentations for name, domain in DOMAINS.items()}),
 }
 IMPLIED = {"alpha": "1", "lambda-per": "row", "inputmix": "0"}  # what a recipe means that does not say it
-OF_IMIX = ("alpha", "lambda", "mix")  # plain training has none of these: one run serves all values
-OPTIONS_OF_IMIX = [OVER[name][0] for name in OF_IMIX]
+OF_IMIX = ("alpha", "lambda-per", "mix")  # options that plain training lacks: one run serves all values
 
 # Options in which the cells of one data set differ, and none of which has to do with reading it.
 NOT_OF_THE_DATA = {
@@ -228,7 +227,7 @@ def ablation(args: argparse.Namespace) -> None:
         for mix in MIXES:
             own = recipe(row, mix, args.scale)
             known = own[own.index(f"--{option}") + 1] if f"--{option}" in own else IMPLIED.get(option)
-            if value == known or (mix == "none" and args.over in OF_IMIX):
+            if value == known or (mix == "none" and option in OF_IMIX):
                 cells.append(Cell(line, row, mix, shared / mix, own))
             else:
                 cells.append(Cell(line, row, mix, folder / value / mix, _replace(own, option, value)))
@@ -326,7 +325,7 @@ def _settle(args: argparse.Namespace, cell: Cell) -> list[str]:
     _require(args, cell.row.source)
     options = cell.options
     for option, value in args.changes.items():
-        if cell.mix != "none" or option not in OPTIONS_OF_IMIX:
+        if cell.mix != "none" or option not in OF_IMIX:
             options = _replace(options, option, value)
     options = [*options, "--data", str(args.path.get(cell.row.source, cell.row.source)), "--out", str(cell.folder)]
     if args.data_root:

@@ -66,8 +66,9 @@ def gain(both, digits):
     return f"{mean(gains):+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
 
 
-def number(text):
-    return 0.0001 if text.startswith("<") else float(text)
+def check_p(written, p):
+    """Compare a p-value, of which two digits are written."""
+    assert p < 0.0001 if written.startswith("<") else float(written) == pytest.approx(p, rel=0.06)
 
 
 def check_row(row, probe, knn):
@@ -80,11 +81,8 @@ def check_row(row, probe, knn):
     assert (by_probe, by_knn) == (gain(probe, 2), gain(knn, 2))
     assert int(ahead) == sum(one > 0 for one in gains)
     t, sign = (part.strip() for part in doubt.split(","))
-    for written, p in (
-        (t, stats.ttest_rel(*zip(*probe, strict=True)).pvalue),
-        (sign, stats.binomtest(int(ahead), sum(one != 0 for one in gains)).pvalue),
-    ):
-        assert p < 0.0001 if written.startswith("<") else number(written) == pytest.approx(p, rel=0.06)
+    check_p(t, stats.ttest_rel(*zip(*probe, strict=True)).pvalue)
+    check_p(sign, stats.binomtest(int(ahead), sum(one != 0 for one in gains)).pvalue)
 
 
 @pytest.mark.parametrize("data", TITLES)
@@ -102,8 +100,7 @@ def test_both_halves_of_the_grid():
             both = pairs(data, method, "probe", runs=[run for run in RUNS if run["seed"] in seeds])
             assert len(both) == 10, title
             assert cells[column] == gain(both, 2)
-            p, written = stats.ttest_rel(*zip(*both, strict=True)).pvalue, cells[column + 1]
-            assert p < 0.0001 if written.startswith("<") else number(written) == pytest.approx(p, rel=0.06)
+            check_p(cells[column + 1], stats.ttest_rel(*zip(*both, strict=True)).pvalue)
 
 
 LONG = "pretrain-rows=50000"
@@ -264,10 +261,10 @@ LEARNT = {"learnt_probe_accuracy": ARMS[1:8], "learnt_knn_accuracy": ARMS[1:8]}
 def test_what_is_learnt_on_tables():
     text = part("tables", "What the network itself has learnt")
     by_probe, by_neighbours = text.split("By nearest neighbours")
-    for text, (metric, arms) in zip((by_probe, by_neighbours), LEARNT.items(), strict=True):
-        (shown,) = rows_of("untrained", text)
+    for half, (metric, arms) in zip((by_probe, by_neighbours), LEARNT.items(), strict=True):
+        (shown,) = rows_of("untrained", half)
         check_accuracies(shown, by_seed(metric), arms)
-        check_sign_tests(text, by_seed(metric), count=4)
+        check_sign_tests(half, by_seed(metric), count=4)
 
 
 def test_moco_on_tables():
@@ -470,7 +467,7 @@ def test_the_front_page_says_what_long_runs_gain():
     found = {run["features"]: run["probe"] for run in chosen}
     assert f"from {found['none']:.1f} to {found['mixup']:.1f}" in front_page()
     at_8 = {mix: at_the_papers_scale("N-pair", 8, 500, mix, "probe")[0] for mix in ("none", "mixup")}
-    untrained = at_the_papers_scale(None, 8, None, "untrained", "probe")[0]
+    untrained = before_training(8, "probe")
     without = f"{at_8['none']:.1f} without i-Mix, no better than the untrained network's {untrained:.1f}"
     assert f"{without}, and at {at_8['mixup']:.1f} with it" in front_page()
 
@@ -540,27 +537,25 @@ def test_without_imix_a_question_repeats_the_grid():
 
 PAPER = json.loads((ROOT / "docs" / "figures" / "paper.json").read_text(encoding="utf-8"))
 PAPER_METHODS = ["N-pair", "MoCo v2", "BYOL"]
-VIEWS = {", dropout in both": "augment=default", ", no dropout": "augment=none"}  # where they are not the recipe's
-
-
-def of_the_paper(method, width, epochs=None):
-    """The runs of a line of the table, or the controls of a width."""
-    name, _, views = (method or "").partition(",")
-    wanted = {f"width={width}", *([f"epochs={epochs}"] if epochs else [])}
-    wanted |= {VIEWS[f",{views}"]} if views else set()
-    found = [run for run in PAPER if (run["method"] or "") == name and wanted <= set(run["change"].split(", "))]
-    return [run for run in found if views or not method or "augment=" not in run["change"]]
-
-
-def at_the_papers_scale(method, width, epochs, features, metric):
-    return {run["seed"]: run[metric] for run in of_the_paper(method, width, epochs) if run["features"] == features}
+VIEWS = {"default": ", dropout in both", "none": ", no dropout"}  # where they are not the recipe's
 
 
 def line_of(run):
     """Method, width and epochs, as the table writes them."""
     options = dict(word.split("=") for word in run["change"].split(", "))
-    views = {option: name for name, option in VIEWS.items()}.get(f"augment={options.get('augment')}", "")
-    return run["method"] + views, int(options["width"]), int(options["epochs"])
+    return run["method"] + VIEWS.get(options.get("augment"), ""), int(options["width"]), int(options["epochs"])
+
+
+def at_the_papers_scale(method, width, epochs, features, metric):
+    """What was measured in a line of the table, seed by seed."""
+    runs = [run for run in PAPER if run["features"] == features and line_of(run) == (method, width, epochs)]
+    return {run["seed"]: run[metric] for run in runs}
+
+
+def before_training(width, metric):
+    """What the network of this width is worth before training."""
+    runs = [run for run in PAPER if run["features"] == "untrained" and f"width={width}" in run["change"].split(", ")]
+    return mean(run[metric] for run in runs)
 
 
 def test_width_and_epochs():
@@ -570,14 +565,14 @@ def test_width_and_epochs():
         trained, key=lambda line: (PAPER_METHODS.index(line[0].split(", ")[0]), *line)
     )
     for method, width, epochs, precision, pairs_here, *cells in shown:
-        runs = of_the_paper(method, width, epochs)
-        assert {"amp=bf16" in run["change"] for run in runs} == {precision == "bfloat16"}
+        line = method, int(width), int(epochs)
+        precisions = {"amp=bf16" in run["change"] for run in PAPER if run["method"] and line_of(run) == line}
+        assert precisions == {precision == "bfloat16"}
         for column, metric in ((0, "probe"), (4, "knn")):
-            untrained = at_the_papers_scale(None, width, None, "untrained", metric)
-            without, with_mix = (at_the_papers_scale(method, width, epochs, mix, metric) for mix in ("none", "mixup"))
+            without, with_mix = (at_the_papers_scale(*line, mix, metric) for mix in ("none", "mixup"))
             both = sorted(without.keys() & with_mix.keys())
             assert len(both) == int(pairs_here)
-            assert cells[column] == f"{mean(untrained.values()):.2f}"
+            assert cells[column] == f"{before_training(width, metric):.2f}"
             assert cells[column + 1 : column + 3] == [
                 f"{mean(one[seed] for seed in both):.2f}" for one in (without, with_mix)
             ]

@@ -17,10 +17,12 @@ from runner.paper import METHOD_NAMES, PUBLISHED
 from runner.report.paired import paired, with_interval
 
 VIEWS = {"default": ", dropout in both", "none": ", no dropout"}  # where they are not the recipe's
+PRECISIONS = {"bf16": "bfloat16", None: "float32"}
 RUNS = load_runs("paper")
 for run in RUNS:
     options = changes(run)
     run |= {"width": int(options["width"]), "epochs": int(options["epochs"])}
+    run["precision"] = PRECISIONS[options.get("amp")]
     if run["method"] and "augment" in options:
         run["method"] += VIEWS[options["augment"]]
 METRICS = ("probe", "knn")
@@ -69,8 +71,8 @@ def table() -> str:
 def precision(method: str, width: int, epochs: int) -> str:
     """In what the runs of a cell multiplied, which is one for all of them."""
     key = {"method": method, "width": width, "epochs": epochs}
-    (amp,) = {changes(run).get("amp") for run in RUNS if key.items() <= run.items()}
-    return {"bf16": "bfloat16", None: "float32"}[amp]
+    (one,) = {run["precision"] for run in RUNS if key.items() <= run.items()}
+    return one
 
 
 def raw() -> str:

@@ -97,8 +97,8 @@ def changed(runs: list[Run], rows_judged: str) -> str:
     """Cells by another recipe, in Markdown."""
     heads = "pairs | without | with i-Mix | gain | ahead | p: t, sign | kNN: without | with | gain"
     rows = [f"| change on {rows_judged} | {heads} |", "| --- " * 10 + "|"]
-    trained = (run for run in runs if run["features"] == "mixup" and LONG not in run["change"])
-    for data, method, change in sorted({(run["data"], run["method"], run["change"]) for run in trained}):
+    cells = {(run["data"], run["method"], run["change"]) for run in runs if run["features"] == "mixup"}
+    for data, method, change in sorted(cells):
         row = [f"{method} on {TITLES[data]}, {change or 'as it is'}", *judged(data, method, change, runs)]
         rows.append(f"| {' | '.join(row)} |")
     return "\n".join(rows)
@@ -120,11 +120,11 @@ def controls() -> str:
 def halves() -> str:
     """The gains of the grid by the probe, of the ten pairs that were planned and of the ten after them, in Markdown."""
     rows = ["| data | method | first ten: gain | p | second ten: gain | p |", "| --- " * 6 + "|"]
+    tens = [[run for run in RUNS if run["seed"] in seeds] for seeds in (range(10), range(10, 20))]
     for data, title in TITLES.items():
         for method in METHODS:
             row = [title, method]
-            for seeds in (range(10), range(10, 20)):
-                runs = [run for run in RUNS if run["seed"] in seeds]
+            for runs in tens:
                 pair = compare(data, method, "probe", runs=runs)[2]
                 row += [with_interval(pair, 2), in_words(pair.p_t)]
             rows.append(f"| {' | '.join(row)} |")
@@ -159,7 +159,8 @@ def draw(ink: str) -> plt.Figure:
 
 if __name__ == "__main__":
     print(table(), halves(), long(), controls(), summary(), sep="\n\n", end="\n\n")
-    print(changed([run for run in RUNS if run["change"]], "the test rows"), end="\n\n")
+    short = [run for run in RUNS if run["change"] and LONG not in run["change"]]
+    print(changed(short, "the test rows"), end="\n\n")
     print(changed(VALIDATION, "validation rows"))
     for data, title in TITLES.items():
         print(title, {method: f"{seconds(data, method):.1f} s" for method in METHODS}, file=sys.stderr)
