@@ -98,7 +98,7 @@ def draw(ink: str) -> plt.Figure:
         axis.set_title(f"{method}, {AT} epochs", fontsize=9)
         axis.set_xlabel("width", fontsize=8)
     panels[0].set_ylabel("linear probe, percent", fontsize=8)
-    axis, styles = panels[3], {8: "--", 16: "-"}
+    axis, styles = panels[3], {8: ":", 16: "--", 32: "-"}
     lengths = sorted({epochs for method, width, epochs in cells() if method == "N-pair" and width in styles})
     for width, style in styles.items():
         epochs = [one for method, w, one in cells() if (method, w) == ("N-pair", width)]
