@@ -82,9 +82,10 @@ def long() -> str:
     rows = [f"| augmentation | epochs | pairs | {' | '.join(heads)} | kNN: {' | '.join(heads)} |", "| --- " * 11 + "|"]
     (untrained,) = (run for run in RUNS if LONG in run["change"] and run["features"] == "untrained")
     augmentations = {"none": "none", "default": "crop, flip, colours"}
-    trained = [run for run in RUNS if LONG in run["change"] and run["features"] == "mixup"]
-    for run in sorted(trained, key=lambda run: list(augmentations).index(changes(run)["augment"])):
-        cells = [augmentations[changes(run)["augment"]], changes(run)["epochs"]]
+    trained = [(changes(run), run) for run in RUNS if LONG in run["change"] and run["features"] == "mixup"]
+    trained.sort(key=lambda one: (list(augmentations).index(one[0]["augment"]), int(one[0]["epochs"])))
+    for options, run in trained:
+        cells = [augmentations[options["augment"]], options["epochs"]]
         for metric in METRICS:
             without, with_mix, pair = compare(run["data"], run["method"], metric, run["change"])
             cells += [str(pair.pairs)] if metric == "probe" else []
