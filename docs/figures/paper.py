@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import mean
 
 import matplotlib.pyplot as plt
+from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 from runs import by_seed, changes, load_runs, means_of_pairs
 from style import OWN, PARTNER, REST, save
@@ -27,6 +28,8 @@ for run in RUNS:
         run["method"] += VIEWS[options["augment"]]
 METRICS = ("probe", "knn")
 AT = 40  # epochs, at which widths are compared
+STYLES = {8: ":", 16: "-.", 32: "-"}  # of the widths whose epochs are compared
+WAYS = {"none": (PARTNER, "s", "without i-Mix"), "mixup": (OWN, "o", "with i-Mix")}
 THEIRS = {METHOD_NAMES[method]: figures for method, figures in PUBLISHED["tabular", "covtype"].items()}
 
 
@@ -82,37 +85,47 @@ def raw() -> str:
 
 
 def draw(ink: str) -> plt.Figure:
-    """A panel for each method: accuracy against width; and one of N-pair against the epochs, width by width."""
-    figure, panels = plt.subplots(1, 4, figsize=(10.4, 3.2), layout="constrained", sharey=True)
-    for axis, (method, theirs) in zip(panels, THEIRS.items(), strict=False):
-        widths = [width for one, width, epochs in cells() if (one, epochs) == (method, AT)]
-        before = sorted({run["width"] for run in RUNS if run["features"] == "untrained"})
+    """A column for each method: accuracy against width, and below it against the epochs, a line for each width."""
+    figure, (above, below) = plt.subplots(2, 3, figsize=(9, 5.6), layout="constrained", sharex="row", sharey=True)
+    before = sorted({run["width"] for run in RUNS if run["features"] == "untrained"})
+    lengths = sorted({epochs for method, width, epochs in cells() if method in THEIRS and width in STYLES})
+    for axis, method in zip(above, THEIRS, strict=True):
         levels = [untrained(width, "probe") for width in before]
         axis.plot(before, levels, "^:", color=REST, markersize=4, label="untrained")
-        for mix, color, mark, label in (("none", PARTNER, "s", "without i-Mix"), ("mixup", OWN, "o", "with i-Mix")):
-            at = ({"method": method, "width": width, "epochs": AT} for width in widths)
-            levels = [mean(found(mix, "probe", **key).values()) for key in at]
-            axis.plot(widths, levels, mark + "-", color=color, markersize=4, label=label)
-            axis.axhline(theirs[mix != "none"], color=color, linewidth=0.8, linestyle="--", label=f"{label}, the paper")
+        both_ways(axis, {cell[1]: cell for cell in cells() if (cell[0], cell[2]) == (method, AT)}, "-")
+        the_papers(axis, method)
         on_octaves(axis, before)
         axis.set_title(f"{method}, {AT} epochs", fontsize=9)
         axis.set_xlabel("width", fontsize=8)
-    panels[0].set_ylabel("linear probe, percent", fontsize=8)
-    axis, styles = panels[3], {8: ":", 16: "--", 32: "-"}
-    lengths = sorted({epochs for method, width, epochs in cells() if method == "N-pair" and width in styles})
-    for width, style in styles.items():
-        epochs = [one for method, w, one in cells() if (method, w) == ("N-pair", width)]
-        for mix, color, mark in (("none", PARTNER, "s"), ("mixup", OWN, "o")):
-            at = ({"method": "N-pair", "width": width, "epochs": one} for one in epochs)
-            levels = [mean(found(mix, "probe", **key).values()) for key in at]
-            axis.plot(epochs, levels, mark + style, color=color, markersize=4)
-        axis.plot([], [], style, color=ink, label=f"width {width}")
-    on_octaves(axis, lengths)
-    axis.set_title("N-pair", fontsize=9)
-    axis.set_xlabel("epochs", fontsize=8)
-    axis.legend(fontsize=7)
-    figure.legend(*panels[0].get_legend_handles_labels(), fontsize=8, loc="outside upper center", ncols=5)
+    for axis, method in zip(below, THEIRS, strict=True):
+        for width, style in STYLES.items():
+            both_ways(axis, {cell[2]: cell for cell in cells() if cell[:2] == (method, width)}, style)
+        the_papers(axis, method)
+        on_octaves(axis, lengths)
+        axis.set_title(method, fontsize=9)
+        axis.set_xlabel("epochs", fontsize=8)
+    styles = [Line2D([], [], linestyle=style, color=ink, label=f"width {width}") for width, style in STYLES.items()]
+    below[1].legend(handles=styles, fontsize=7, loc="lower left")
+    for axis in (above[0], below[0]):
+        axis.set_ylabel("linear probe, percent", fontsize=8)
+    figure.legend(*above[0].get_legend_handles_labels(), fontsize=8, loc="outside upper center", ncols=5)
     return figure
+
+
+def both_ways(axis: plt.Axes, at: dict[int, tuple[str, int, int]], style: str) -> None:
+    """Draw accuracy without and with i-Mix, of a cell at each of these places."""
+    for mix, (color, mark, label) in WAYS.items():
+        levels = [
+            mean(found(mix, "probe", method=method, width=width, epochs=epochs).values())
+            for method, width, epochs in at.values()
+        ]
+        axis.plot([*at], levels, mark + style, color=color, markersize=4, label=label)
+
+
+def the_papers(axis: plt.Axes, method: str) -> None:
+    """Draw what the paper reports."""
+    for (color, _, label), level in zip(WAYS.values(), THEIRS[method], strict=True):
+        axis.axhline(level, color=color, linewidth=0.8, linestyle="--", label=f"{label}, the paper")
 
 
 def on_octaves(axis: plt.Axes, values: list[int]) -> None:
