@@ -471,6 +471,8 @@ def test_the_front_page_says_what_long_runs_gain():
     for method, width, epochs in (("N-pair", 8, 500), ("MoCo v2", 8, 500), ("BYOL", 8, 500), ("N-pair", 32, 160)):
         none, mixup = (at_the_papers_scale(method, width, epochs, mix, "probe")[0] for mix in ("none", "mixup"))
         assert re.search(rf"{method} [^0-9]*([^;]*160 epochs, )?from {none:.1f} to {mixup:.1f}", front_page())
+    kept = (at_the_papers_scale(f"{method}, dropout in both", 8, 500, "mixup", "probe")[0] for method in METHODS[1:])
+    assert "({:.1f} and {:.1f} with the input dropout".format(*kept) in front_page()
     assert f"to {mixup:.1f}: {mixup - none:.1f} points, where the paper has 3.6" in front_page()
 
 
