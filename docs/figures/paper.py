@@ -87,23 +87,18 @@ def raw() -> str:
 def draw(ink: str) -> plt.Figure:
     """A column for each method: accuracy against width, and below it against the epochs, a line for each width."""
     figure, (above, below) = plt.subplots(2, 3, figsize=(9, 5.6), layout="constrained", sharex="row", sharey=True)
-    before = sorted({run["width"] for run in RUNS if run["features"] == "untrained"})
-    lengths = sorted({epochs for method, width, epochs in cells() if method in THEIRS and width in STYLES})
+    trained = cells()
+    widths = sorted({run["width"] for run in RUNS if run["features"] == "untrained"})
+    before = [untrained(width, "probe") for width in widths]
+    lengths = sorted({epochs for method, width, epochs in trained if method in THEIRS and width in STYLES})
     for axis, method in zip(above, THEIRS, strict=True):
-        levels = [untrained(width, "probe") for width in before]
-        axis.plot(before, levels, "^:", color=REST, markersize=4, label="untrained")
-        both_ways(axis, {cell[1]: cell for cell in cells() if (cell[0], cell[2]) == (method, AT)}, "-")
-        the_papers(axis, method)
-        on_octaves(axis, before)
-        axis.set_title(f"{method}, {AT} epochs", fontsize=9)
-        axis.set_xlabel("width", fontsize=8)
+        axis.plot(widths, before, "^:", color=REST, markersize=4, label="untrained")
+        both_ways(axis, {cell[1]: cell for cell in trained if (cell[0], cell[2]) == (method, AT)}, "-")
+        finish(axis, method, f"{method}, {AT} epochs", "width", widths)
     for axis, method in zip(below, THEIRS, strict=True):
         for width, style in STYLES.items():
-            both_ways(axis, {cell[2]: cell for cell in cells() if cell[:2] == (method, width)}, style)
-        the_papers(axis, method)
-        on_octaves(axis, lengths)
-        axis.set_title(method, fontsize=9)
-        axis.set_xlabel("epochs", fontsize=8)
+            both_ways(axis, {cell[2]: cell for cell in trained if cell[:2] == (method, width)}, style)
+        finish(axis, method, method, "epochs", lengths)
     styles = [Line2D([], [], linestyle=style, color=ink, label=f"width {width}") for width, style in STYLES.items()]
     below[1].legend(handles=styles, fontsize=7, loc="lower left")
     for axis in (above[0], below[0]):
@@ -122,17 +117,15 @@ def both_ways(axis: plt.Axes, at: dict[int, tuple[str, int, int]], style: str) -
         axis.plot([*at], levels, mark + style, color=color, markersize=4, label=label)
 
 
-def the_papers(axis: plt.Axes, method: str) -> None:
-    """Draw what the paper reports."""
+def finish(axis: plt.Axes, method: str, title: str, along: str, values: list[int]) -> None:
+    """Draw what the paper reports, and name the values that were run, on an axis in powers of two."""
     for (color, _, label), level in zip(WAYS.values(), THEIRS[method], strict=True):
         axis.axhline(level, color=color, linewidth=0.8, linestyle="--", label=f"{label}, the paper")
-
-
-def on_octaves(axis: plt.Axes, values: list[int]) -> None:
-    """Count in powers of two, and name the values that were run."""
     axis.set_xscale("log", base=2)
     axis.set_xticks(values, [str(value) for value in values])
     axis.xaxis.set_minor_locator(NullLocator())
+    axis.set_title(title, fontsize=9)
+    axis.set_xlabel(along, fontsize=8)
 
 
 if __name__ == "__main__":
